@@ -1,0 +1,152 @@
+"""Making an agent and running one turn of it, whatever engine does it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from agent_runner.ports.models import Model
+from agent_runner.ports.sandboxes import Sandbox
+from agent_runner.v1.events_pb2 import ExecutionEvent
+from agent_runner.v1.options_pb2 import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class SubAgentSpecification:
+    """A sub-agent the agent may hand work to, by the `task` tool."""
+
+    name: str
+    description: str
+    instructions: str
+    tools: Sequence[Any] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSpecification:
+    """Everything an engine needs to make an agent.
+
+    Attributes:
+        name: the agent's slug, for logs and traces.
+        instructions: the whole system prompt: the agent's own and the skills section.
+        model: fresh for this execution.
+        sandbox: where file tools and `execute` work.
+        tools: LangChain tools beyond those, such as from MCP servers.
+        limits: what the turn may use; counted over sub-agents too.
+    """
+
+    name: str
+    instructions: str
+    model: Model
+    sandbox: Sandbox
+    tools: Sequence[Any] = ()
+    sub_agents: Sequence[SubAgentSpecification] = ()
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message to the agent.
+
+    Attributes:
+        execution_id: kept in the metadata of each checkpoint, so that a later attempt knows its turn.
+        thread_id: the conversation it belongs to.
+    """
+
+    execution_id: str
+    thread_id: str
+    message: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedCall:
+    """What the journal knows of a tool call: finished with a result, or cut off."""
+
+    finished: bool
+    failed: bool = False
+    result: str = ""
+
+
+class ToolJournal(Protocol):
+    """Makes tool effects happen once. The runner's event sender is one."""
+
+    def recorded(self, tool_call_id: str) -> RecordedCall | None:
+        """What an earlier attempt logged of this call; None when it never began."""
+        ...
+
+    async def begin(self, event: ExecutionEvent) -> None:
+        """Log `tool_call_started`; returns when it is durable, before the tool may run.
+
+        Raises:
+            FencedError: another attempt has the execution; the tool must not run.
+        """
+        ...
+
+    async def finish(self, event: ExecutionEvent) -> None:
+        """Log `tool_call_completed` or `tool_call_failed`; returns when it is durable."""
+        ...
+
+
+class AgentSession(Protocol):
+    """One agent, ready for one turn."""
+
+    async def unfinished(self, turn: Turn) -> bool:
+        """Whether a checkpoint of this very turn is there to go on from."""
+        ...
+
+    def run(self, turn: Turn) -> AsyncIterator[ExecutionEvent]:
+        """Run the turn, or go on with it where a checkpoint of it is there.
+
+        Yields events of our vocabulary without `seq`, `attempt` and `time`: messages, todos,
+        sub-agents, usage and warnings. Tool calls are not yielded: they go to the journal, which
+        knows them before the tool runs. Ends when the agent has answered.
+
+        Raises:
+            ModelError: the model failed for good.
+            LimitReachedError: a limit ended the turn.
+        """
+        ...
+
+    def request_drain(self, reason: str) -> None:
+        """Stop after the current super-step; `run` then raises DrainedError."""
+        ...
+
+
+class DrainedError(Exception):
+    """The turn stopped at a checkpoint because it was asked to; another worker goes on with it."""
+
+
+class AgentFactory(Protocol):
+    """Makes agents. Every engine passes `tests/contract/test_agents.py`."""
+
+    @property
+    def engine(self) -> str:
+        """`deepagents` or `graphton`, and its version."""
+        ...
+
+    def open(
+        self, specification: AgentSpecification, journal: ToolJournal
+    ) -> AbstractAsyncContextManager[AgentSession]:
+        """Build the agent off the event loop; leaving the context lets go of it."""
+        ...
+
+
+class Checkpoints(Protocol):
+    """What is remembered between turns. The adapter also is the engine's LangGraph saver."""
+
+    @property
+    def saver(self) -> Any:
+        """A `BaseCheckpointSaver`."""
+        ...
+
+    async def prune(self, thread_id: str, *, keep: int) -> int:
+        """Drop all but the newest `keep` checkpoints of a thread; returns how many went."""
+        ...
+
+    async def delete(self, thread_id: str) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+Metadata = Mapping[str, str]

@@ -1,0 +1,26 @@
+"""Telling watchers in every replica that something was appended."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+
+class Announcer(Protocol):
+    """Fan-out of small messages by topic. Every adapter passes `tests/contract/test_announcer.py`.
+
+    A message may be lost or come twice (it says where to look, the log says what is there); a
+    subscriber that stops reading costs a bounded amount of memory.
+    """
+
+    async def publish(self, topic: str, message: bytes) -> None:
+        """Hand the message to whoever is subscribed now; never waits for them."""
+        ...
+
+    def subscribe(self, topic: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Messages published after the context was entered.
+
+        The iterator raises SlowWatcherError when more messages wait than the adapter holds.
+        """
+        ...

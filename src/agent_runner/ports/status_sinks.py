@@ -1,0 +1,75 @@
+"""Where the runner reports: our control plane, or any server of the Stigmer API."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from agent_runner.ports.agents import RecordedCall, ToolJournal
+from agent_runner.v1.events_pb2 import ExecutionEvent
+from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution, AgentExecutionStatus
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptOf:
+    """What a worker says when it takes an execution; the fields of `StartAttemptRequest`."""
+
+    execution_id: str
+    worker: str
+    workflow_run_id: str = ""
+    activity_attempt: int = 0
+    resumed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What it gets: the fields of `StartAttemptResponse`."""
+
+    attempt: int
+    execution: AgentExecution
+    calls: dict[str, RecordedCall] = field(default_factory=dict)
+
+
+class StatusSink(ToolJournal, Protocol):
+    """One attempt's way to report. Every adapter passes `tests/contract/test_status_sink.py`."""
+
+    @property
+    def status(self) -> AgentExecutionStatus:
+        """The fold of everything emitted so far, on top of the status the attempt began with."""
+        ...
+
+    def emit(self, event: ExecutionEvent) -> None:
+        """Take an event; it leaves with the next batch. Never blocks, never drops a boundary event."""
+        ...
+
+    async def flush(self) -> None:
+        """Return when everything emitted is durable.
+
+        Raises:
+            FencedError: another attempt holds the execution.
+        """
+        ...
+
+    @property
+    def cancel_requested(self) -> bool:
+        """Whether an answer to an append said so."""
+        ...
+
+    async def aclose(self) -> None:
+        """Stop sending; what was not flushed is lost."""
+        ...
+
+
+class StatusSinks(Protocol):
+    """Opens sinks. Which adapter it is follows from what the server knows."""
+
+    async def open(self, attempt: AttemptOf) -> tuple[StatusSink, Grant]:
+        """Take the execution.
+
+        Raises:
+            NotFoundError: no such execution.
+            FencedError: a later attempt has it.
+            FailedPreconditionError: it has ended.
+            UnavailableError: the server cannot be reached; try again.
+        """
+        ...
