@@ -22,6 +22,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ListResourcesRequest(_message.Message):
+    """Asks for a page of resources of one kind."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -79,6 +81,8 @@ Global___ListResourcesRequest: _TypeAlias = ListResourcesRequest  # noqa: Y015
 
 @_typing.final
 class ListResourcesResponse(_message.Message):
+    """A page of resources."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ITEMS_FIELD_NUMBER: _builtins.int

@@ -47,7 +47,8 @@ class ResourceServiceServicer:
     """
 
     def ListResources(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Lists resources of a kind by id, newest first. Secret values are masked.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')

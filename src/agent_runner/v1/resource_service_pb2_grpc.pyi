@@ -34,6 +34,7 @@ class ResourceServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ResourceServiceAsyncStub: ...
     ListResources: _grpc.UnaryUnaryMultiCallable[_resource_service_pb2.ListResourcesRequest, _resource_service_pb2.ListResourcesResponse]
+    """Lists resources of a kind by id, newest first. Secret values are masked."""
 
 @_typing.type_check_only
 class ResourceServiceAsyncStub(ResourceServiceStub):
@@ -41,6 +42,7 @@ class ResourceServiceAsyncStub(ResourceServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListResources: _aio.UnaryUnaryMultiCallable[_resource_service_pb2.ListResourcesRequest, _resource_service_pb2.ListResourcesResponse]  # type: ignore[assignment]
+    """Lists resources of a kind by id, newest first. Secret values are masked."""
 
 class ResourceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Lists of every kind, most of which the Stigmer API cannot list."""
@@ -50,6 +52,7 @@ class ResourceServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _resource_service_pb2.ListResourcesRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_resource_service_pb2.ListResourcesResponse, _abc.Awaitable[_resource_service_pb2.ListResourcesResponse]]: ...
+    ) -> _typing.Union[_resource_service_pb2.ListResourcesResponse, _abc.Awaitable[_resource_service_pb2.ListResourcesResponse]]:
+        """Lists resources of a kind by id, newest first. Secret values are masked."""
 
 def add_ResourceServiceServicer_to_server(servicer: ResourceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -22,6 +22,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class StartAttemptRequest(_message.Message):
+    """Who takes which execution."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     EXECUTION_ID_FIELD_NUMBER: _builtins.int
@@ -58,6 +60,8 @@ Global___StartAttemptRequest: _TypeAlias = StartAttemptRequest  # noqa: Y015
 
 @_typing.final
 class StartAttemptResponse(_message.Message):
+    """What the attempt needs to begin, or to go on."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ATTEMPT_FIELD_NUMBER: _builtins.int
@@ -125,6 +129,8 @@ Global___RecordedToolCall: _TypeAlias = RecordedToolCall  # noqa: Y015
 
 @_typing.final
 class AppendEventsRequest(_message.Message):
+    """Events of one attempt, in order."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     EXECUTION_ID_FIELD_NUMBER: _builtins.int
@@ -155,6 +161,8 @@ Global___AppendEventsRequest: _TypeAlias = AppendEventsRequest  # noqa: Y015
 
 @_typing.final
 class AppendEventsResponse(_message.Message):
+    """Where the log stands after the append."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     LAST_SEQ_FIELD_NUMBER: _builtins.int

@@ -29,7 +29,8 @@ class _ApiResourceEventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_
     renamed: _ApiResourceEventType.ValueType  # 4
     stack_outputs_updated: _ApiResourceEventType.ValueType  # 5
 
-class ApiResourceEventType(_ApiResourceEventType, metaclass=_ApiResourceEventTypeEnumTypeWrapper): ...
+class ApiResourceEventType(_ApiResourceEventType, metaclass=_ApiResourceEventTypeEnumTypeWrapper):
+    """What happened to a resource."""
 
 unspecified: ApiResourceEventType.ValueType  # 0
 created: ApiResourceEventType.ValueType  # 1
@@ -52,7 +53,8 @@ class _ApiResourceStateOperationTypeEnumTypeWrapper(_enum_type_wrapper._EnumType
     read: _ApiResourceStateOperationType.ValueType  # 4
     stream: _ApiResourceStateOperationType.ValueType  # 5
 
-class ApiResourceStateOperationType(_ApiResourceStateOperationType, metaclass=_ApiResourceStateOperationTypeEnumTypeWrapper): ...
+class ApiResourceStateOperationType(_ApiResourceStateOperationType, metaclass=_ApiResourceStateOperationTypeEnumTypeWrapper):
+    """What a method does to a resource."""
 
 api_resource_state_operation_type_unspecified: ApiResourceStateOperationType.ValueType  # 0
 create: ApiResourceStateOperationType.ValueType  # 1
@@ -70,15 +72,22 @@ class _ApiResourceOwnerScopeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[
     DESCRIPTOR: _descriptor.EnumDescriptor
     api_resource_owner_scope_unspecified: _ApiResourceOwnerScope.ValueType  # 0
     platform: _ApiResourceOwnerScope.ValueType  # 1
+    """Everybody may use it."""
     organization: _ApiResourceOwnerScope.ValueType  # 2
+    """`ApiResourceMetadata.org` owns it."""
     identity_account: _ApiResourceOwnerScope.ValueType  # 3
+    """One person owns it."""
 
-class ApiResourceOwnerScope(_ApiResourceOwnerScope, metaclass=_ApiResourceOwnerScopeEnumTypeWrapper): ...
+class ApiResourceOwnerScope(_ApiResourceOwnerScope, metaclass=_ApiResourceOwnerScopeEnumTypeWrapper):
+    """Who owns a resource."""
 
 api_resource_owner_scope_unspecified: ApiResourceOwnerScope.ValueType  # 0
 platform: ApiResourceOwnerScope.ValueType  # 1
+"""Everybody may use it."""
 organization: ApiResourceOwnerScope.ValueType  # 2
+"""`ApiResourceMetadata.org` owns it."""
 identity_account: ApiResourceOwnerScope.ValueType  # 3
+"""One person owns it."""
 Global___ApiResourceOwnerScope: _TypeAlias = ApiResourceOwnerScope  # noqa: Y015
 
 class _WorkflowTaskKind:
@@ -102,7 +111,8 @@ class _WorkflowTaskKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Work
     WORKFLOW_TASK_KIND_RUN: _WorkflowTaskKind.ValueType  # 12
     WORKFLOW_TASK_KIND_AGENT_CALL: _WorkflowTaskKind.ValueType  # 13
 
-class WorkflowTaskKind(_WorkflowTaskKind, metaclass=_WorkflowTaskKindEnumTypeWrapper): ...
+class WorkflowTaskKind(_WorkflowTaskKind, metaclass=_WorkflowTaskKindEnumTypeWrapper):
+    """Kinds of steps in Stigmer's workflows. Not used by our server."""
 
 WORKFLOW_TASK_KIND_UNSPECIFIED: WorkflowTaskKind.ValueType  # 0
 WORKFLOW_TASK_KIND_SET: WorkflowTaskKind.ValueType  # 1

@@ -21,10 +21,13 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ApiResourceId(_message.Message):
+    """Names a resource of any kind by id."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VALUE_FIELD_NUMBER: _builtins.int
     value: _builtins.str
+    """`{prefix}-{ULID, lower case}`; `_` is taken for `-`."""
     def __init__(
         self,
         *,
@@ -40,14 +43,19 @@ Global___ApiResourceId: _TypeAlias = ApiResourceId  # noqa: Y015
 
 @_typing.final
 class ApiResourceDeleteInput(_message.Message):
+    """Asks to delete a resource."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     RESOURCE_ID_FIELD_NUMBER: _builtins.int
     VERSION_MESSAGE_FIELD_NUMBER: _builtins.int
     FORCE_FIELD_NUMBER: _builtins.int
     resource_id: _builtins.str
+    """Its id."""
     version_message: _builtins.str
+    """Ignored."""
     force: _builtins.bool
+    """Ignored, except where a method says otherwise."""
     def __init__(
         self,
         *,
@@ -65,6 +73,8 @@ Global___ApiResourceDeleteInput: _TypeAlias = ApiResourceDeleteInput  # noqa: Y0
 
 @_typing.final
 class ApiResourceByOrgBySlugRequest(_message.Message):
+    """Names a resource by organization and slug. No method takes it."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ORG_FIELD_NUMBER: _builtins.int
@@ -87,6 +97,8 @@ Global___ApiResourceByOrgBySlugRequest: _TypeAlias = ApiResourceByOrgBySlugReque
 
 @_typing.final
 class FindApiResourcesRequest(_message.Message):
+    """Asks for a page of resources of a kind. No method takes it; `agent_runner.v1.ResourceService` lists."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ORG_FIELD_NUMBER: _builtins.int
@@ -119,6 +131,8 @@ Global___FindApiResourcesRequest: _TypeAlias = FindApiResourcesRequest  # noqa: 
 
 @_typing.final
 class ApiResourceReference(_message.Message):
+    """Names a resource from within another one, or in `getByReference`."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     SCOPE_FIELD_NUMBER: _builtins.int
@@ -127,10 +141,15 @@ class ApiResourceReference(_message.Message):
     SLUG_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     scope: _enum_pb2.ApiResourceOwnerScope.ValueType
+    """Ignored."""
     org: _builtins.str
+    """Empty: the organization of the resource that refers, and in `getByReference` any."""
     kind: _api_resource_kind_pb2.ApiResourceKind.ValueType
+    """Must be the kind that is wanted, or unset."""
     slug: _builtins.str
+    """Must be set."""
     version: _builtins.str
+    """For skills: empty or `latest`, a tag, or a hash of 64 hexadecimal digits. Ignored elsewhere."""
     def __init__(
         self,
         *,

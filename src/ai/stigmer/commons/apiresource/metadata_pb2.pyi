@@ -21,6 +21,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ApiResourceMetadata(_message.Message):
+    """What every resource has, whatever its kind."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -73,18 +75,33 @@ class ApiResourceMetadata(_message.Message):
     TAGS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """For people; any text."""
     slug: _builtins.str
+    """Name for machines: lower-case letters, digits and hyphens. Empty on create: made from `name`. Unique
+    within organization and kind, except for executions. Never changes.
+    """
     id: _builtins.str
+    """`{prefix}-{ULID, lower case}`, made by the server. Never changes."""
     org: _builtins.str
+    """Organization it belongs to; may be empty. Never changes."""
     owner_scope: _enum_pb2.ApiResourceOwnerScope.ValueType
+    """Who may own it; each kind says which are allowed."""
     @_builtins.property
-    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """For choosing resources."""
+
     @_builtins.property
-    def annotations(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def annotations(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """For clients; the server does not read them."""
+
     @_builtins.property
-    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """For lists."""
+
     @_builtins.property
-    def version(self) -> Global___ApiResourceMetadataVersion: ...
+    def version(self) -> Global___ApiResourceMetadataVersion:
+        """Not set by our server."""
+
     def __init__(
         self,
         *,
@@ -108,6 +125,8 @@ Global___ApiResourceMetadata: _TypeAlias = ApiResourceMetadata  # noqa: Y015
 
 @_typing.final
 class ApiResourceMetadataVersion(_message.Message):
+    """A version of a resource's text."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
@@ -115,6 +134,7 @@ class ApiResourceMetadataVersion(_message.Message):
     PREVIOUS_VERSION_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     message: _builtins.str
+    """Why it was made."""
     previous_version_id: _builtins.str
     def __init__(
         self,

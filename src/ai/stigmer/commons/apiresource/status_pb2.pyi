@@ -19,11 +19,15 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ApiResourceAuditStatus(_message.Message):
+    """The status of kinds that have nothing else to tell."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     AUDIT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def audit(self) -> Global___ApiResourceAudit: ...
+    def audit(self) -> Global___ApiResourceAudit:
+        """Who changed it and when."""
+
     def __init__(
         self,
         *,
@@ -39,14 +43,20 @@ Global___ApiResourceAuditStatus: _TypeAlias = ApiResourceAuditStatus  # noqa: Y0
 
 @_typing.final
 class ApiResourceAudit(_message.Message):
+    """Who made and changed a resource, and when."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     SPEC_AUDIT_FIELD_NUMBER: _builtins.int
     STATUS_AUDIT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def spec_audit(self) -> Global___ApiResourceAuditInfo: ...
+    def spec_audit(self) -> Global___ApiResourceAuditInfo:
+        """About the spec: `created_*` stay, `updated_*` follow each update."""
+
     @_builtins.property
-    def status_audit(self) -> Global___ApiResourceAuditInfo: ...
+    def status_audit(self) -> Global___ApiResourceAuditInfo:
+        """About the status."""
+
     def __init__(
         self,
         *,
@@ -63,6 +73,8 @@ Global___ApiResourceAudit: _TypeAlias = ApiResourceAudit  # noqa: Y015
 
 @_typing.final
 class ApiResourceAuditInfo(_message.Message):
+    """Making and newest change of one half of a resource."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CREATED_BY_FIELD_NUMBER: _builtins.int
@@ -71,6 +83,7 @@ class ApiResourceAuditInfo(_message.Message):
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     EVENT_FIELD_NUMBER: _builtins.int
     event: _builtins.str
+    """The newest one: name of a value of ApiResourceEventType."""
     @_builtins.property
     def created_by(self) -> Global___ApiResourceAuditActor: ...
     @_builtins.property
@@ -98,12 +111,16 @@ Global___ApiResourceAuditInfo: _TypeAlias = ApiResourceAuditInfo  # noqa: Y015
 
 @_typing.final
 class ApiResourceAuditActor(_message.Message):
+    """Who did it."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
     AVATAR_FIELD_NUMBER: _builtins.int
     id: _builtins.str
+    """`system` when nobody is known."""
     avatar: _builtins.str
+    """Address of a picture; empty."""
     def __init__(
         self,
         *,

@@ -18,12 +18,16 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class PageInfo(_message.Message):
+    """A page by number."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     NUM_FIELD_NUMBER: _builtins.int
     SIZE_FIELD_NUMBER: _builtins.int
     num: _builtins.int
+    """From 1. 0: the first."""
     size: _builtins.int
+    """1 to 500. 0: 50."""
     def __init__(
         self,
         *,
@@ -40,11 +44,14 @@ Global___PageInfo: _TypeAlias = PageInfo  # noqa: Y015
 
 @_typing.final
 class GooglePageInfo(_message.Message):
+    """A page by token. No method takes it."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     SIZE_FIELD_NUMBER: _builtins.int
     page_token: _builtins.str
+    """As the answer before gave it."""
     size: _builtins.int
     def __init__(
         self,

@@ -21,6 +21,10 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Agent(_message.Message):
+    """A template for agents: what it is told, which tools, skills and sub-agents it has. An agent runs
+    through an AgentInstance; creating an agent creates its default instance.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     API_VERSION_FIELD_NUMBER: _builtins.int
@@ -31,11 +35,17 @@ class Agent(_message.Message):
     api_version: _builtins.str
     kind: _builtins.str
     @_builtins.property
-    def metadata(self) -> _metadata_pb2.ApiResourceMetadata: ...
+    def metadata(self) -> _metadata_pb2.ApiResourceMetadata:
+        """`owner_scope` must be platform or organization. `slug` is made from `name` when it is left out, and
+        is unique within organization and kind.
+        """
+
     @_builtins.property
     def spec(self) -> _spec_pb2.AgentSpec: ...
     @_builtins.property
-    def status(self) -> _status_pb2.AgentStatus: ...
+    def status(self) -> _status_pb2.AgentStatus:
+        """Set by the server; what a client sends here is dropped."""
+
     def __init__(
         self,
         *,

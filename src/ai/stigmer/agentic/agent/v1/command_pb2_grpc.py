@@ -27,7 +27,8 @@ if _version_not_supported:
 
 
 class AgentCommandControllerStub:
-    """Missing associated documentation comment in .proto file."""
+    """Changes agents.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -58,28 +59,34 @@ class AgentCommandControllerStub:
 
 
 class AgentCommandControllerServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Changes agents.
+    """
 
     def apply(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Creates the agent, or updates the one with the same slug in the same organization.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def create(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Creates an agent with its default instance. ALREADY_EXISTS: the slug is taken.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def update(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Replaces name, labels and spec of the agent with this id, or this slug when no id is set. Id, slug,
+        organization and status stay. NOT_FOUND: there is none.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def delete(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Removes the agent with its default instance and answers with what it was. NOT_FOUND: there is none.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -116,7 +123,8 @@ def add_AgentCommandControllerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AgentCommandController:
-    """Missing associated documentation comment in .proto file."""
+    """Changes agents.
+    """
 
     @staticmethod
     def apply(request,

@@ -28,50 +28,74 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AgentCommandControllerStub:
+    """Changes agents."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AgentCommandControllerAsyncStub: ...
     apply: _grpc.UnaryUnaryMultiCallable[_api_pb2.Agent, _api_pb2.Agent]
+    """Creates the agent, or updates the one with the same slug in the same organization."""
     create: _grpc.UnaryUnaryMultiCallable[_api_pb2.Agent, _api_pb2.Agent]
+    """Creates an agent with its default instance. ALREADY_EXISTS: the slug is taken."""
     update: _grpc.UnaryUnaryMultiCallable[_api_pb2.Agent, _api_pb2.Agent]
+    """Replaces name, labels and spec of the agent with this id, or this slug when no id is set. Id, slug,
+    organization and status stay. NOT_FOUND: there is none.
+    """
     delete: _grpc.UnaryUnaryMultiCallable[_io_pb2.AgentId, _api_pb2.Agent]
+    """Removes the agent with its default instance and answers with what it was. NOT_FOUND: there is none."""
 
 @_typing.type_check_only
 class AgentCommandControllerAsyncStub(AgentCommandControllerStub):
+    """Changes agents."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     apply: _aio.UnaryUnaryMultiCallable[_api_pb2.Agent, _api_pb2.Agent]  # type: ignore[assignment]
+    """Creates the agent, or updates the one with the same slug in the same organization."""
     create: _aio.UnaryUnaryMultiCallable[_api_pb2.Agent, _api_pb2.Agent]  # type: ignore[assignment]
+    """Creates an agent with its default instance. ALREADY_EXISTS: the slug is taken."""
     update: _aio.UnaryUnaryMultiCallable[_api_pb2.Agent, _api_pb2.Agent]  # type: ignore[assignment]
+    """Replaces name, labels and spec of the agent with this id, or this slug when no id is set. Id, slug,
+    organization and status stay. NOT_FOUND: there is none.
+    """
     delete: _aio.UnaryUnaryMultiCallable[_io_pb2.AgentId, _api_pb2.Agent]  # type: ignore[assignment]
+    """Removes the agent with its default instance and answers with what it was. NOT_FOUND: there is none."""
 
 class AgentCommandControllerServicer(metaclass=_abc_1.ABCMeta):
+    """Changes agents."""
+
     @_abc_1.abstractmethod
     def apply(
         self,
         request: _api_pb2.Agent,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.Agent, _abc.Awaitable[_api_pb2.Agent]]: ...
+    ) -> _typing.Union[_api_pb2.Agent, _abc.Awaitable[_api_pb2.Agent]]:
+        """Creates the agent, or updates the one with the same slug in the same organization."""
 
     @_abc_1.abstractmethod
     def create(
         self,
         request: _api_pb2.Agent,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.Agent, _abc.Awaitable[_api_pb2.Agent]]: ...
+    ) -> _typing.Union[_api_pb2.Agent, _abc.Awaitable[_api_pb2.Agent]]:
+        """Creates an agent with its default instance. ALREADY_EXISTS: the slug is taken."""
 
     @_abc_1.abstractmethod
     def update(
         self,
         request: _api_pb2.Agent,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.Agent, _abc.Awaitable[_api_pb2.Agent]]: ...
+    ) -> _typing.Union[_api_pb2.Agent, _abc.Awaitable[_api_pb2.Agent]]:
+        """Replaces name, labels and spec of the agent with this id, or this slug when no id is set. Id, slug,
+        organization and status stay. NOT_FOUND: there is none.
+        """
 
     @_abc_1.abstractmethod
     def delete(
         self,
         request: _io_pb2.AgentId,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.Agent, _abc.Awaitable[_api_pb2.Agent]]: ...
+    ) -> _typing.Union[_api_pb2.Agent, _abc.Awaitable[_api_pb2.Agent]]:
+        """Removes the agent with its default instance and answers with what it was. NOT_FOUND: there is none."""
 
 def add_AgentCommandControllerServicer_to_server(servicer: AgentCommandControllerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

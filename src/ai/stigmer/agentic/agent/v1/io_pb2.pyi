@@ -18,10 +18,13 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class AgentId(_message.Message):
+    """Names an agent by id."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VALUE_FIELD_NUMBER: _builtins.int
     value: _builtins.str
+    """`agt-` and a ULID in lower case; `_` is taken for `-`."""
     def __init__(
         self,
         *,

@@ -28,7 +28,8 @@ if _version_not_supported:
 
 
 class AgentQueryControllerStub:
-    """Missing associated documentation comment in .proto file."""
+    """Reads agents.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -49,16 +50,19 @@ class AgentQueryControllerStub:
 
 
 class AgentQueryControllerServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Reads agents.
+    """
 
     def get(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Reads by id. NOT_FOUND: there is none.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def getByReference(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Reads by slug, within `org` when it is set. NOT_FOUND: there is none.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -85,7 +89,8 @@ def add_AgentQueryControllerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AgentQueryController:
-    """Missing associated documentation comment in .proto file."""
+    """Reads agents.
+    """
 
     @staticmethod
     def get(request,

@@ -23,6 +23,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class AgentSpec(_message.Message):
+    """What an agent is made of."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     DESCRIPTION_FIELD_NUMBER: _builtins.int
@@ -34,16 +36,31 @@ class AgentSpec(_message.Message):
     ENV_SPEC_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     description: _builtins.str
+    """What it is for, for people and for lists."""
     icon_url: _builtins.str
+    """Shown beside the name."""
     instructions: _builtins.str
+    """The system prompt. Skills are appended to it when the agent runs."""
     @_builtins.property
-    def mcp_servers(self) -> _containers.RepeatedCompositeFieldContainer[Global___McpServerDefinition]: ...
+    def mcp_servers(self) -> _containers.RepeatedCompositeFieldContainer[Global___McpServerDefinition]:
+        """MCP servers started or connected to for each execution."""
+
     @_builtins.property
-    def skill_refs(self) -> _containers.RepeatedCompositeFieldContainer[_io_pb2.ApiResourceReference]: ...
+    def skill_refs(self) -> _containers.RepeatedCompositeFieldContainer[_io_pb2.ApiResourceReference]:
+        """Skills of the agent. A reference without version means the current one, resolved when an execution
+        starts, which then keeps it.
+        """
+
     @_builtins.property
-    def sub_agents(self) -> _containers.RepeatedCompositeFieldContainer[Global___SubAgent]: ...
+    def sub_agents(self) -> _containers.RepeatedCompositeFieldContainer[Global___SubAgent]:
+        """Agents this one may hand work to by the `task` tool."""
+
     @_builtins.property
-    def env_spec(self) -> _spec_pb2.EnvironmentSpec: ...
+    def env_spec(self) -> _spec_pb2.EnvironmentSpec:
+        """Default variables, the weakest layer: the environments of the instance win over it, and
+        `AgentExecutionSpec.runtime_env` wins over both.
+        """
+
     @_builtins.property
     def options(self) -> _options_pb2.AgentOptions:
         """Ours, not part of the Stigmer API: model, limits and how skills are shown."""
@@ -70,6 +87,8 @@ Global___AgentSpec: _TypeAlias = AgentSpec  # noqa: Y015
 
 @_typing.final
 class SubAgent(_message.Message):
+    """An agent inside another one, with instructions, tools and skills of its own."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -100,14 +119,23 @@ class SubAgent(_message.Message):
     MCP_TOOL_SELECTIONS_FIELD_NUMBER: _builtins.int
     SKILL_REFS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """Unique within the agent; the name the model uses to call it."""
     description: _builtins.str
+    """When to use it; the model reads this to choose."""
     instructions: _builtins.str
+    """Its system prompt."""
     @_builtins.property
-    def mcp_servers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def mcp_servers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of servers in `AgentSpec.mcp_servers` it may use. Empty: none."""
+
     @_builtins.property
-    def mcp_tool_selections(self) -> _containers.MessageMap[_builtins.str, Global___McpToolSelection]: ...
+    def mcp_tool_selections(self) -> _containers.MessageMap[_builtins.str, Global___McpToolSelection]:
+        """Per server name, the tools it gets; a server without an entry gives what it gives to the agent."""
+
     @_builtins.property
-    def skill_refs(self) -> _containers.RepeatedCompositeFieldContainer[_io_pb2.ApiResourceReference]: ...
+    def skill_refs(self) -> _containers.RepeatedCompositeFieldContainer[_io_pb2.ApiResourceReference]:
+        """Its own skills; those of the agent are not inherited."""
+
     def __init__(
         self,
         *,
@@ -128,11 +156,15 @@ Global___SubAgent: _TypeAlias = SubAgent  # noqa: Y015
 
 @_typing.final
 class McpToolSelection(_message.Message):
+    """Which tools of one MCP server are to be had."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ENABLED_TOOLS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def enabled_tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def enabled_tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tool names as the server tells them. Empty: all."""
+
     def __init__(
         self,
         *,
@@ -148,6 +180,8 @@ Global___McpToolSelection: _TypeAlias = McpToolSelection  # noqa: Y015
 
 @_typing.final
 class McpServerDefinition(_message.Message):
+    """One MCP server an agent uses, and how to reach it."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
@@ -156,6 +190,7 @@ class McpServerDefinition(_message.Message):
     DOCKER_FIELD_NUMBER: _builtins.int
     ENABLED_TOOLS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """Unique within the agent; prefix of the names of its tools."""
     @_builtins.property
     def stdio(self) -> Global___StdioServer: ...
     @_builtins.property
@@ -163,7 +198,9 @@ class McpServerDefinition(_message.Message):
     @_builtins.property
     def docker(self) -> Global___DockerServer: ...
     @_builtins.property
-    def enabled_tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def enabled_tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tools the agent gets. Empty: all the server has."""
+
     def __init__(
         self,
         *,
@@ -185,6 +222,8 @@ Global___McpServerDefinition: _TypeAlias = McpServerDefinition  # noqa: Y015
 
 @_typing.final
 class StdioServer(_message.Message):
+    """An MCP server run as a process that speaks on its standard input and output."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -212,11 +251,17 @@ class StdioServer(_message.Message):
     ENV_PLACEHOLDERS_FIELD_NUMBER: _builtins.int
     WORKING_DIR_FIELD_NUMBER: _builtins.int
     command: _builtins.str
+    """Program to run, found on PATH."""
     working_dir: _builtins.str
+    """Where it starts. Empty: the workspace."""
     @_builtins.property
     def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
-    def env_placeholders(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def env_placeholders(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Variables for the process. `{{NAME}}` in a value becomes the merged environment's NAME; nothing else
+        of the environment reaches the process.
+        """
+
     def __init__(
         self,
         *,
@@ -235,6 +280,8 @@ Global___StdioServer: _TypeAlias = StdioServer  # noqa: Y015
 
 @_typing.final
 class HttpServer(_message.Message):
+    """An MCP server reached over streamable HTTP."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -282,11 +329,17 @@ class HttpServer(_message.Message):
     QUERY_PARAMS_FIELD_NUMBER: _builtins.int
     TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     url: _builtins.str
+    """Address of its endpoint, `http://` or `https://`."""
     timeout_seconds: _builtins.int
+    """Limit of one request. 0: 30 seconds."""
     @_builtins.property
-    def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Sent with each request; values may hold `{{NAME}}`."""
+
     @_builtins.property
-    def query_params(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def query_params(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Added to the address; values may hold `{{NAME}}`."""
+
     def __init__(
         self,
         *,
@@ -305,6 +358,8 @@ Global___HttpServer: _TypeAlias = HttpServer  # noqa: Y015
 
 @_typing.final
 class DockerServer(_message.Message):
+    """An MCP server run in a container, speaking on its standard input and output."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -335,16 +390,27 @@ class DockerServer(_message.Message):
     PORTS_FIELD_NUMBER: _builtins.int
     CONTAINER_NAME_FIELD_NUMBER: _builtins.int
     image: _builtins.str
+    """Image name with its tag or digest."""
     network: _builtins.str
+    """Name of a container network. Empty: the engine's default."""
     container_name: _builtins.str
+    """Empty: the engine chooses."""
     @_builtins.property
-    def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Arguments of the container's entry point."""
+
     @_builtins.property
-    def env_placeholders(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def env_placeholders(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """As in StdioServer."""
+
     @_builtins.property
-    def volumes(self) -> _containers.RepeatedCompositeFieldContainer[Global___VolumeMount]: ...
+    def volumes(self) -> _containers.RepeatedCompositeFieldContainer[Global___VolumeMount]:
+        """Directories of the host to show inside."""
+
     @_builtins.property
-    def ports(self) -> _containers.RepeatedCompositeFieldContainer[Global___PortMapping]: ...
+    def ports(self) -> _containers.RepeatedCompositeFieldContainer[Global___PortMapping]:
+        """Ports to publish on the host."""
+
     def __init__(
         self,
         *,
@@ -366,14 +432,19 @@ Global___DockerServer: _TypeAlias = DockerServer  # noqa: Y015
 
 @_typing.final
 class VolumeMount(_message.Message):
+    """A directory of the host, visible inside a container."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HOST_PATH_FIELD_NUMBER: _builtins.int
     CONTAINER_PATH_FIELD_NUMBER: _builtins.int
     READ_ONLY_FIELD_NUMBER: _builtins.int
     host_path: _builtins.str
+    """Absolute path on the host."""
     container_path: _builtins.str
+    """Absolute path inside."""
     read_only: _builtins.bool
+    """True: writing is refused inside."""
     def __init__(
         self,
         *,
@@ -391,6 +462,8 @@ Global___VolumeMount: _TypeAlias = VolumeMount  # noqa: Y015
 
 @_typing.final
 class PortMapping(_message.Message):
+    """A port of a container, reachable on the host."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HOST_PORT_FIELD_NUMBER: _builtins.int
@@ -399,6 +472,7 @@ class PortMapping(_message.Message):
     host_port: _builtins.int
     container_port: _builtins.int
     protocol: _builtins.str
+    """`tcp` or `udp`. Empty: tcp."""
     def __init__(
         self,
         *,

@@ -26,6 +26,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class AgentExecution(_message.Message):
+    """One turn: a message to an agent, and all that came of it."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     API_VERSION_FIELD_NUMBER: _builtins.int
@@ -36,11 +38,15 @@ class AgentExecution(_message.Message):
     api_version: _builtins.str
     kind: _builtins.str
     @_builtins.property
-    def metadata(self) -> _metadata_pb2.ApiResourceMetadata: ...
+    def metadata(self) -> _metadata_pb2.ApiResourceMetadata:
+        """`owner_scope` must be left out. Names may repeat."""
+
     @_builtins.property
     def spec(self) -> _spec_pb2.AgentExecutionSpec: ...
     @_builtins.property
-    def status(self) -> Global___AgentExecutionStatus: ...
+    def status(self) -> Global___AgentExecutionStatus:
+        """Set by the server from the runner's events; what a client sends here is dropped."""
+
     def __init__(
         self,
         *,
@@ -60,6 +66,8 @@ Global___AgentExecution: _TypeAlias = AgentExecution  # noqa: Y015
 
 @_typing.final
 class AgentExecutionStatus(_message.Message):
+    """How far an execution is: the fold of its events."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -95,20 +103,37 @@ class AgentExecutionStatus(_message.Message):
     CALLBACK_TOKEN_FIELD_NUMBER: _builtins.int
     RUN_FIELD_NUMBER: _builtins.int
     phase: _enum_pb2.ExecutionPhase.ValueType
+    """Once terminal (COMPLETED, FAILED, CANCELLED) it never changes again."""
     error: _builtins.str
+    """Why it failed or was cancelled; empty otherwise."""
     started_at: _builtins.str
+    """When a runner first took it, RFC 3339, UTC."""
     completed_at: _builtins.str
+    """When it reached its terminal phase, RFC 3339, UTC."""
     callback_token: _builtins.bytes
+    """Not used; see `AgentExecutionSpec.callback_token`."""
     @_builtins.property
-    def audit(self) -> _status_pb2.ApiResourceAudit: ...
+    def audit(self) -> _status_pb2.ApiResourceAudit:
+        """Who changed it and when."""
+
     @_builtins.property
-    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___AgentMessage]: ...
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___AgentMessage]:
+        """The conversation of this turn, in order."""
+
     @_builtins.property
-    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]: ...
+    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
+        """Every tool call of the agent and its sub-agents, in order of their start. Those of a message are
+        there too.
+        """
+
     @_builtins.property
-    def sub_agent_executions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SubAgentExecution]: ...
+    def sub_agent_executions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SubAgentExecution]:
+        """Every run of a sub-agent, in order of their start."""
+
     @_builtins.property
-    def todos(self) -> _containers.MessageMap[_builtins.str, Global___TodoItem]: ...
+    def todos(self) -> _containers.MessageMap[_builtins.str, Global___TodoItem]:
+        """The plan as it is now, by `TodoItem.id`."""
+
     @_builtins.property
     def run(self) -> _status_pb2_1.RunStatus:
         """Ours, not part of the Stigmer API: usage, warnings, attempt, what the run was made of."""
@@ -138,6 +163,8 @@ Global___AgentExecutionStatus: _TypeAlias = AgentExecutionStatus  # noqa: Y015
 
 @_typing.final
 class TodoItem(_message.Message):
+    """One step of the agent's plan."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
@@ -146,10 +173,13 @@ class TodoItem(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
+    """Position in the plan, from 1, such as `1`."""
     content: _builtins.str
     status: _enum_pb2.TodoStatus.ValueType
     created_at: _builtins.str
+    """RFC 3339, UTC."""
     updated_at: _builtins.str
+    """RFC 3339, UTC."""
     def __init__(
         self,
         *,
@@ -169,6 +199,8 @@ Global___TodoItem: _TypeAlias = TodoItem  # noqa: Y015
 
 @_typing.final
 class AgentMessage(_message.Message):
+    """One message of the turn."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TYPE_FIELD_NUMBER: _builtins.int
@@ -180,15 +212,21 @@ class AgentMessage(_message.Message):
     STREAMING_FIELD_NUMBER: _builtins.int
     type: _enum_pb2.MessageType.ValueType
     content: _builtins.str
+    """Its text, so far while it streams."""
     timestamp: _builtins.str
+    """When it began, RFC 3339, UTC."""
     id: _builtins.str
     """Ours, not part of the Stigmer API: stable id of the message, as in `agent_runner.v1.MessageStarted`."""
     streaming: _builtins.bool
     """Ours: true while text still comes."""
     @_builtins.property
-    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]: ...
+    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
+        """Calls an AI message asked for, or the call whose result a TOOL message holds."""
+
     @_builtins.property
-    def metadata(self) -> _struct_pb2.Struct: ...
+    def metadata(self) -> _struct_pb2.Struct:
+        """Free for runners."""
+
     def __init__(
         self,
         *,
@@ -210,6 +248,8 @@ Global___AgentMessage: _TypeAlias = AgentMessage  # noqa: Y015
 
 @_typing.final
 class ToolCall(_message.Message):
+    """One use of a tool."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
@@ -225,22 +265,34 @@ class ToolCall(_message.Message):
     OUTPUT_FIELD_NUMBER: _builtins.int
     ARTIFACT_KEY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
+    """Unique in the execution; identical calls have different ids."""
     name: _builtins.str
+    """Name of the tool, such as `execute` or `read_file`."""
     result: _builtins.str
+    """What the model read, when it COMPLETED. Secrets are masked."""
     status: _enum_pb2.ToolCallStatus.ValueType
     started_at: _builtins.str
+    """RFC 3339, UTC."""
     completed_at: _builtins.str
+    """When it ended, well or not, RFC 3339, UTC."""
     error: _builtins.str
+    """What the model read, when it FAILED."""
     sub_agent_id: _builtins.str
-    """Ours, not part of the Stigmer API: `SubAgentExecution.id` of the sub-agent that made the call. Empty: the agent itself."""
+    """Ours, not part of the Stigmer API: `SubAgentExecution.id` of the sub-agent that made the call. Empty:
+    the agent itself.
+    """
     output: _builtins.str
     """Ours: output so far, while the tool runs."""
     artifact_key: _builtins.str
     """Ours: where the whole result is kept when it was too large to be shown here."""
     @_builtins.property
-    def args(self) -> _struct_pb2.Struct: ...
+    def args(self) -> _struct_pb2.Struct:
+        """What it was called with."""
+
     @_builtins.property
-    def component_metadata(self) -> Global___ComponentMetadata: ...
+    def component_metadata(self) -> Global___ComponentMetadata:
+        """How to show it."""
+
     def __init__(
         self,
         *,
@@ -267,6 +319,8 @@ Global___ToolCall: _TypeAlias = ToolCall  # noqa: Y015
 
 @_typing.final
 class ComponentMetadata(_message.Message):
+    """A hint how a client may show a tool call."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     COMPONENT_TYPE_FIELD_NUMBER: _builtins.int
@@ -274,10 +328,17 @@ class ComponentMetadata(_message.Message):
     LAYOUT_HINT_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     component_type: _builtins.str
+    """One of terminal, kubernetes, preview, editor, search, browser, git, filesystem, web-search,
+    subagent, todo and tool.
+    """
     component_group: _builtins.str
+    """What belongs together on screen: `main-agent-tools` or `sub-agent-tools`."""
     layout_hint: _builtins.str
+    """Not set by our runner."""
     @_builtins.property
-    def metadata(self) -> _struct_pb2.Struct: ...
+    def metadata(self) -> _struct_pb2.Struct:
+        """Free for runners."""
+
     def __init__(
         self,
         *,
@@ -296,6 +357,8 @@ Global___ComponentMetadata: _TypeAlias = ComponentMetadata  # noqa: Y015
 
 @_typing.final
 class SubAgentExecution(_message.Message):
+    """One run of a sub-agent."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
@@ -309,15 +372,24 @@ class SubAgentExecution(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     MESSAGES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
+    """Unique in the execution."""
     name: _builtins.str
+    """`SubAgent.name`, or `general-purpose`."""
     input: _builtins.str
+    """What it was asked."""
     output: _builtins.str
+    """What it answered."""
     status: _enum_pb2.SubAgentStatus.ValueType
     started_at: _builtins.str
+    """RFC 3339, UTC."""
     completed_at: _builtins.str
+    """RFC 3339, UTC."""
     error: _builtins.str
+    """Set when it FAILED."""
     @_builtins.property
-    def metadata(self) -> _struct_pb2.Struct: ...
+    def metadata(self) -> _struct_pb2.Struct:
+        """Free for runners."""
+
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___AgentMessage]:
         """Ours, not part of the Stigmer API: what the sub-agent said."""

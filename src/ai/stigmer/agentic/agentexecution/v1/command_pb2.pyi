@@ -19,13 +19,17 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class AgentExecutionUpdateStatusInput(_message.Message):
+    """A status to merge into an execution."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     EXECUTION_ID_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     execution_id: _builtins.str
     @_builtins.property
-    def status(self) -> _api_pb2.AgentExecutionStatus: ...
+    def status(self) -> _api_pb2.AgentExecutionStatus:
+        """The whole status so far, not a difference."""
+
     def __init__(
         self,
         *,

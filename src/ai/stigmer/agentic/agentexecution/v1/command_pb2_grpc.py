@@ -28,7 +28,8 @@ if _version_not_supported:
 
 
 class AgentExecutionCommandControllerStub:
-    """Missing associated documentation comment in .proto file."""
+    """Starts and changes executions.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -59,28 +60,38 @@ class AgentExecutionCommandControllerStub:
 
 
 class AgentExecutionCommandControllerServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Starts and changes executions.
+    """
 
     def create(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Stores the execution, PENDING, and starts its workflow. NOT_FOUND: unknown session or agent.
+        UNAVAILABLE: the workflow service is away, and nothing is left behind.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def update(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Replaces name, labels and spec; status stays. Does not touch a running turn. NOT_FOUND: there is
+        none.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def updateStatus(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Merges a status a runner of the Stigmer API sends: lists and maps replace when they are not empty,
+        scalars when they are set, `audit` and `callback_token` are ignored. FAILED_PRECONDITION: the
+        execution has ended. Our own runner appends events by `agent_runner.v1.RunnerService` instead.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def delete(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Cancels the execution if it runs, removes it with its events, and answers with what it was.
+        NOT_FOUND: there is none.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -117,7 +128,8 @@ def add_AgentExecutionCommandControllerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AgentExecutionCommandController:
-    """Missing associated documentation comment in .proto file."""
+    """Starts and changes executions.
+    """
 
     @staticmethod
     def create(request,

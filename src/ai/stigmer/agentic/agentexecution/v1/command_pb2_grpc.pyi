@@ -29,50 +29,95 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AgentExecutionCommandControllerStub:
+    """Starts and changes executions."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AgentExecutionCommandControllerAsyncStub: ...
     create: _grpc.UnaryUnaryMultiCallable[_api_pb2.AgentExecution, _api_pb2.AgentExecution]
+    """Stores the execution, PENDING, and starts its workflow. NOT_FOUND: unknown session or agent.
+    UNAVAILABLE: the workflow service is away, and nothing is left behind.
+    """
     update: _grpc.UnaryUnaryMultiCallable[_api_pb2.AgentExecution, _api_pb2.AgentExecution]
+    """Replaces name, labels and spec; status stays. Does not touch a running turn. NOT_FOUND: there is
+    none.
+    """
     updateStatus: _grpc.UnaryUnaryMultiCallable[_command_pb2.AgentExecutionUpdateStatusInput, _api_pb2.AgentExecution]
+    """Merges a status a runner of the Stigmer API sends: lists and maps replace when they are not empty,
+    scalars when they are set, `audit` and `callback_token` are ignored. FAILED_PRECONDITION: the
+    execution has ended. Our own runner appends events by `agent_runner.v1.RunnerService` instead.
+    """
     delete: _grpc.UnaryUnaryMultiCallable[_io_pb2.ApiResourceId, _api_pb2.AgentExecution]
+    """Cancels the execution if it runs, removes it with its events, and answers with what it was.
+    NOT_FOUND: there is none.
+    """
 
 @_typing.type_check_only
 class AgentExecutionCommandControllerAsyncStub(AgentExecutionCommandControllerStub):
+    """Starts and changes executions."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     create: _aio.UnaryUnaryMultiCallable[_api_pb2.AgentExecution, _api_pb2.AgentExecution]  # type: ignore[assignment]
+    """Stores the execution, PENDING, and starts its workflow. NOT_FOUND: unknown session or agent.
+    UNAVAILABLE: the workflow service is away, and nothing is left behind.
+    """
     update: _aio.UnaryUnaryMultiCallable[_api_pb2.AgentExecution, _api_pb2.AgentExecution]  # type: ignore[assignment]
+    """Replaces name, labels and spec; status stays. Does not touch a running turn. NOT_FOUND: there is
+    none.
+    """
     updateStatus: _aio.UnaryUnaryMultiCallable[_command_pb2.AgentExecutionUpdateStatusInput, _api_pb2.AgentExecution]  # type: ignore[assignment]
+    """Merges a status a runner of the Stigmer API sends: lists and maps replace when they are not empty,
+    scalars when they are set, `audit` and `callback_token` are ignored. FAILED_PRECONDITION: the
+    execution has ended. Our own runner appends events by `agent_runner.v1.RunnerService` instead.
+    """
     delete: _aio.UnaryUnaryMultiCallable[_io_pb2.ApiResourceId, _api_pb2.AgentExecution]  # type: ignore[assignment]
+    """Cancels the execution if it runs, removes it with its events, and answers with what it was.
+    NOT_FOUND: there is none.
+    """
 
 class AgentExecutionCommandControllerServicer(metaclass=_abc_1.ABCMeta):
+    """Starts and changes executions."""
+
     @_abc_1.abstractmethod
     def create(
         self,
         request: _api_pb2.AgentExecution,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.AgentExecution, _abc.Awaitable[_api_pb2.AgentExecution]]: ...
+    ) -> _typing.Union[_api_pb2.AgentExecution, _abc.Awaitable[_api_pb2.AgentExecution]]:
+        """Stores the execution, PENDING, and starts its workflow. NOT_FOUND: unknown session or agent.
+        UNAVAILABLE: the workflow service is away, and nothing is left behind.
+        """
 
     @_abc_1.abstractmethod
     def update(
         self,
         request: _api_pb2.AgentExecution,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.AgentExecution, _abc.Awaitable[_api_pb2.AgentExecution]]: ...
+    ) -> _typing.Union[_api_pb2.AgentExecution, _abc.Awaitable[_api_pb2.AgentExecution]]:
+        """Replaces name, labels and spec; status stays. Does not touch a running turn. NOT_FOUND: there is
+        none.
+        """
 
     @_abc_1.abstractmethod
     def updateStatus(
         self,
         request: _command_pb2.AgentExecutionUpdateStatusInput,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.AgentExecution, _abc.Awaitable[_api_pb2.AgentExecution]]: ...
+    ) -> _typing.Union[_api_pb2.AgentExecution, _abc.Awaitable[_api_pb2.AgentExecution]]:
+        """Merges a status a runner of the Stigmer API sends: lists and maps replace when they are not empty,
+        scalars when they are set, `audit` and `callback_token` are ignored. FAILED_PRECONDITION: the
+        execution has ended. Our own runner appends events by `agent_runner.v1.RunnerService` instead.
+        """
 
     @_abc_1.abstractmethod
     def delete(
         self,
         request: _io_pb2.ApiResourceId,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.AgentExecution, _abc.Awaitable[_api_pb2.AgentExecution]]: ...
+    ) -> _typing.Union[_api_pb2.AgentExecution, _abc.Awaitable[_api_pb2.AgentExecution]]:
+        """Cancels the execution if it runs, removes it with its events, and answers with what it was.
+        NOT_FOUND: there is none.
+        """
 
 def add_AgentExecutionCommandControllerServicer_to_server(servicer: AgentExecutionCommandControllerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -23,20 +23,33 @@ class _ExecutionPhase:
 class _ExecutionPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExecutionPhase.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     EXECUTION_PHASE_UNSPECIFIED: _ExecutionPhase.ValueType  # 0
+    """Never stored. In `updateStatus`: keep the phase."""
     EXECUTION_PENDING: _ExecutionPhase.ValueType  # 1
+    """Stored; no runner has begun, perhaps because an earlier one of its session runs."""
     EXECUTION_IN_PROGRESS: _ExecutionPhase.ValueType  # 2
+    """A runner has it."""
     EXECUTION_COMPLETED: _ExecutionPhase.ValueType  # 3
+    """Terminal: the agent has answered."""
     EXECUTION_FAILED: _ExecutionPhase.ValueType  # 4
+    """Terminal: see `AgentExecutionStatus.error`."""
     EXECUTION_CANCELLED: _ExecutionPhase.ValueType  # 5
+    """Terminal: stopped on request; what was done until then is kept."""
 
-class ExecutionPhase(_ExecutionPhase, metaclass=_ExecutionPhaseEnumTypeWrapper): ...
+class ExecutionPhase(_ExecutionPhase, metaclass=_ExecutionPhaseEnumTypeWrapper):
+    """Where an execution stands."""
 
 EXECUTION_PHASE_UNSPECIFIED: ExecutionPhase.ValueType  # 0
+"""Never stored. In `updateStatus`: keep the phase."""
 EXECUTION_PENDING: ExecutionPhase.ValueType  # 1
+"""Stored; no runner has begun, perhaps because an earlier one of its session runs."""
 EXECUTION_IN_PROGRESS: ExecutionPhase.ValueType  # 2
+"""A runner has it."""
 EXECUTION_COMPLETED: ExecutionPhase.ValueType  # 3
+"""Terminal: the agent has answered."""
 EXECUTION_FAILED: ExecutionPhase.ValueType  # 4
+"""Terminal: see `AgentExecutionStatus.error`."""
 EXECUTION_CANCELLED: ExecutionPhase.ValueType  # 5
+"""Terminal: stopped on request; what was done until then is kept."""
 Global___ExecutionPhase: _TypeAlias = ExecutionPhase  # noqa: Y015
 
 class _MessageType:
@@ -47,17 +60,26 @@ class _MessageTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MessageTy
     DESCRIPTOR: _descriptor.EnumDescriptor
     MESSAGE_TYPE_UNSPECIFIED: _MessageType.ValueType  # 0
     MESSAGE_HUMAN: _MessageType.ValueType  # 1
+    """The user."""
     MESSAGE_AI: _MessageType.ValueType  # 2
+    """The model."""
     MESSAGE_TOOL: _MessageType.ValueType  # 3
+    """A tool's result, for the model."""
     MESSAGE_SYSTEM: _MessageType.ValueType  # 4
+    """The runner, such as about a failure."""
 
-class MessageType(_MessageType, metaclass=_MessageTypeEnumTypeWrapper): ...
+class MessageType(_MessageType, metaclass=_MessageTypeEnumTypeWrapper):
+    """Who speaks."""
 
 MESSAGE_TYPE_UNSPECIFIED: MessageType.ValueType  # 0
 MESSAGE_HUMAN: MessageType.ValueType  # 1
+"""The user."""
 MESSAGE_AI: MessageType.ValueType  # 2
+"""The model."""
 MESSAGE_TOOL: MessageType.ValueType  # 3
+"""A tool's result, for the model."""
 MESSAGE_SYSTEM: MessageType.ValueType  # 4
+"""The runner, such as about a failure."""
 Global___MessageType: _TypeAlias = MessageType  # noqa: Y015
 
 class _ToolCallStatus:
@@ -68,17 +90,24 @@ class _ToolCallStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ToolCa
     DESCRIPTOR: _descriptor.EnumDescriptor
     TOOL_CALL_STATUS_UNSPECIFIED: _ToolCallStatus.ValueType  # 0
     TOOL_CALL_PENDING: _ToolCallStatus.ValueType  # 1
+    """Asked for, not begun."""
     TOOL_CALL_RUNNING: _ToolCallStatus.ValueType  # 2
     TOOL_CALL_COMPLETED: _ToolCallStatus.ValueType  # 3
+    """Ended with a result."""
     TOOL_CALL_FAILED: _ToolCallStatus.ValueType  # 4
+    """Ended with an error, or was cut off."""
 
-class ToolCallStatus(_ToolCallStatus, metaclass=_ToolCallStatusEnumTypeWrapper): ...
+class ToolCallStatus(_ToolCallStatus, metaclass=_ToolCallStatusEnumTypeWrapper):
+    """Where a tool call stands."""
 
 TOOL_CALL_STATUS_UNSPECIFIED: ToolCallStatus.ValueType  # 0
 TOOL_CALL_PENDING: ToolCallStatus.ValueType  # 1
+"""Asked for, not begun."""
 TOOL_CALL_RUNNING: ToolCallStatus.ValueType  # 2
 TOOL_CALL_COMPLETED: ToolCallStatus.ValueType  # 3
+"""Ended with a result."""
 TOOL_CALL_FAILED: ToolCallStatus.ValueType  # 4
+"""Ended with an error, or was cut off."""
 Global___ToolCallStatus: _TypeAlias = ToolCallStatus  # noqa: Y015
 
 class _TodoStatus:
@@ -93,7 +122,8 @@ class _TodoStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TodoStatus
     TODO_COMPLETED: _TodoStatus.ValueType  # 3
     TODO_CANCELLED: _TodoStatus.ValueType  # 4
 
-class TodoStatus(_TodoStatus, metaclass=_TodoStatusEnumTypeWrapper): ...
+class TodoStatus(_TodoStatus, metaclass=_TodoStatusEnumTypeWrapper):
+    """Where a step of the plan stands."""
 
 TODO_STATUS_UNSPECIFIED: TodoStatus.ValueType  # 0
 TODO_PENDING: TodoStatus.ValueType  # 1
@@ -114,7 +144,8 @@ class _SubAgentStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SubAge
     SUB_AGENT_COMPLETED: _SubAgentStatus.ValueType  # 3
     SUB_AGENT_FAILED: _SubAgentStatus.ValueType  # 4
 
-class SubAgentStatus(_SubAgentStatus, metaclass=_SubAgentStatusEnumTypeWrapper): ...
+class SubAgentStatus(_SubAgentStatus, metaclass=_SubAgentStatusEnumTypeWrapper):
+    """Where a sub-agent's run stands."""
 
 SUB_AGENT_STATUS_UNSPECIFIED: SubAgentStatus.ValueType  # 0
 SUB_AGENT_PENDING: SubAgentStatus.ValueType  # 1

@@ -22,10 +22,13 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class AgentExecutionId(_message.Message):
+    """Names an execution by id."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VALUE_FIELD_NUMBER: _builtins.int
     value: _builtins.str
+    """`aex-` and a ULID in lower case; `_` is taken for `-`."""
     def __init__(
         self,
         *,
@@ -41,10 +44,13 @@ Global___AgentExecutionId: _TypeAlias = AgentExecutionId  # noqa: Y015
 
 @_typing.final
 class SessionId(_message.Message):
+    """Names a session by id. No method takes it."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VALUE_FIELD_NUMBER: _builtins.int
     value: _builtins.str
+    """`ses-` and a ULID in lower case."""
     def __init__(
         self,
         *,
@@ -60,22 +66,31 @@ Global___SessionId: _TypeAlias = SessionId  # noqa: Y015
 
 @_typing.final
 class AgentExecutionList(_message.Message):
+    """One page of executions."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TOTAL_PAGES_FIELD_NUMBER: _builtins.int
     ENTRIES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     total_pages: _builtins.int
+    """How many pages of the size asked for there are."""
+    next_page_token: _builtins.str
+    """Ours, not part of the Stigmer API: `page_token` of the next page. Empty on the last one."""
     @_builtins.property
-    def entries(self) -> _containers.RepeatedCompositeFieldContainer[_api_pb2.AgentExecution]: ...
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[_api_pb2.AgentExecution]:
+        """Newest first."""
+
     def __init__(
         self,
         *,
         total_pages: _builtins.int = ...,
         entries: _abc.Iterable[_api_pb2.AgentExecution] | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "total_pages", b"total_pages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "next_page_token", b"next_page_token", "total_pages", b"total_pages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -83,6 +98,8 @@ Global___AgentExecutionList: _TypeAlias = AgentExecutionList  # noqa: Y015
 
 @_typing.final
 class ListAgentExecutionsRequest(_message.Message):
+    """Asks for a page of executions."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
@@ -90,10 +107,15 @@ class ListAgentExecutionsRequest(_message.Message):
     PHASE_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
+    """1 to 500. 0: 50."""
     page_token: _builtins.str
+    """`next_page_token` of the answer before. Empty: the first page."""
     phase: _enum_pb2.ExecutionPhase.ValueType
+    """Only those in this phase. Unspecified: any."""
     @_builtins.property
-    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tags an execution must have, all of them."""
+
     def __init__(
         self,
         *,
@@ -112,6 +134,8 @@ Global___ListAgentExecutionsRequest: _TypeAlias = ListAgentExecutionsRequest  # 
 
 @_typing.final
 class ListAgentExecutionsBySessionRequest(_message.Message):
+    """Asks for a page of the executions of one session."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     SESSION_ID_FIELD_NUMBER: _builtins.int
@@ -119,7 +143,9 @@ class ListAgentExecutionsBySessionRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     page_size: _builtins.int
+    """1 to 500. 0: 50."""
     page_token: _builtins.str
+    """`next_page_token` of the answer before. Empty: the first page."""
     def __init__(
         self,
         *,

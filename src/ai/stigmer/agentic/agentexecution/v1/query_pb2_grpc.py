@@ -27,7 +27,8 @@ if _version_not_supported:
 
 
 class AgentExecutionQueryControllerStub:
-    """Missing associated documentation comment in .proto file."""
+    """Reads and watches executions.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -58,28 +59,36 @@ class AgentExecutionQueryControllerStub:
 
 
 class AgentExecutionQueryControllerServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Reads and watches executions.
+    """
 
     def get(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Reads by id. NOT_FOUND: there is none.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def list(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Lists all executions, in pages.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def listBySession(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Lists the executions of a session, in pages.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def subscribe(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Streams the whole execution: as it is at once, then at most every 100 ms when it changed, and ends
+        after the one in a terminal phase, also when it had ended before.
+        `agent_runner.v1.ExecutionService.WatchExecution` streams what is new instead of the whole.
+        NOT_FOUND: there is none.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -116,7 +125,8 @@ def add_AgentExecutionQueryControllerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AgentExecutionQueryController:
-    """Missing associated documentation comment in .proto file."""
+    """Reads and watches executions.
+    """
 
     @staticmethod
     def get(request,

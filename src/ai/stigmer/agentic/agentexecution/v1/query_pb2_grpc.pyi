@@ -28,50 +28,80 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AgentExecutionQueryControllerStub:
+    """Reads and watches executions."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AgentExecutionQueryControllerAsyncStub: ...
     get: _grpc.UnaryUnaryMultiCallable[_io_pb2.AgentExecutionId, _api_pb2.AgentExecution]
+    """Reads by id. NOT_FOUND: there is none."""
     list: _grpc.UnaryUnaryMultiCallable[_io_pb2.ListAgentExecutionsRequest, _io_pb2.AgentExecutionList]
+    """Lists all executions, in pages."""
     listBySession: _grpc.UnaryUnaryMultiCallable[_io_pb2.ListAgentExecutionsBySessionRequest, _io_pb2.AgentExecutionList]
+    """Lists the executions of a session, in pages."""
     subscribe: _grpc.UnaryStreamMultiCallable[_io_pb2.AgentExecutionId, _api_pb2.AgentExecution]
+    """Streams the whole execution: as it is at once, then at most every 100 ms when it changed, and ends
+    after the one in a terminal phase, also when it had ended before.
+    `agent_runner.v1.ExecutionService.WatchExecution` streams what is new instead of the whole.
+    NOT_FOUND: there is none.
+    """
 
 @_typing.type_check_only
 class AgentExecutionQueryControllerAsyncStub(AgentExecutionQueryControllerStub):
+    """Reads and watches executions."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     get: _aio.UnaryUnaryMultiCallable[_io_pb2.AgentExecutionId, _api_pb2.AgentExecution]  # type: ignore[assignment]
+    """Reads by id. NOT_FOUND: there is none."""
     list: _aio.UnaryUnaryMultiCallable[_io_pb2.ListAgentExecutionsRequest, _io_pb2.AgentExecutionList]  # type: ignore[assignment]
+    """Lists all executions, in pages."""
     listBySession: _aio.UnaryUnaryMultiCallable[_io_pb2.ListAgentExecutionsBySessionRequest, _io_pb2.AgentExecutionList]  # type: ignore[assignment]
+    """Lists the executions of a session, in pages."""
     subscribe: _aio.UnaryStreamMultiCallable[_io_pb2.AgentExecutionId, _api_pb2.AgentExecution]  # type: ignore[assignment]
+    """Streams the whole execution: as it is at once, then at most every 100 ms when it changed, and ends
+    after the one in a terminal phase, also when it had ended before.
+    `agent_runner.v1.ExecutionService.WatchExecution` streams what is new instead of the whole.
+    NOT_FOUND: there is none.
+    """
 
 class AgentExecutionQueryControllerServicer(metaclass=_abc_1.ABCMeta):
+    """Reads and watches executions."""
+
     @_abc_1.abstractmethod
     def get(
         self,
         request: _io_pb2.AgentExecutionId,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.AgentExecution, _abc.Awaitable[_api_pb2.AgentExecution]]: ...
+    ) -> _typing.Union[_api_pb2.AgentExecution, _abc.Awaitable[_api_pb2.AgentExecution]]:
+        """Reads by id. NOT_FOUND: there is none."""
 
     @_abc_1.abstractmethod
     def list(
         self,
         request: _io_pb2.ListAgentExecutionsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_io_pb2.AgentExecutionList, _abc.Awaitable[_io_pb2.AgentExecutionList]]: ...
+    ) -> _typing.Union[_io_pb2.AgentExecutionList, _abc.Awaitable[_io_pb2.AgentExecutionList]]:
+        """Lists all executions, in pages."""
 
     @_abc_1.abstractmethod
     def listBySession(
         self,
         request: _io_pb2.ListAgentExecutionsBySessionRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_io_pb2.AgentExecutionList, _abc.Awaitable[_io_pb2.AgentExecutionList]]: ...
+    ) -> _typing.Union[_io_pb2.AgentExecutionList, _abc.Awaitable[_io_pb2.AgentExecutionList]]:
+        """Lists the executions of a session, in pages."""
 
     @_abc_1.abstractmethod
     def subscribe(
         self,
         request: _io_pb2.AgentExecutionId,
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_api_pb2.AgentExecution], _abc.AsyncIterator[_api_pb2.AgentExecution]]: ...
+    ) -> _typing.Union[_abc.Iterator[_api_pb2.AgentExecution], _abc.AsyncIterator[_api_pb2.AgentExecution]]:
+        """Streams the whole execution: as it is at once, then at most every 100 ms when it changed, and ends
+        after the one in a terminal phase, also when it had ended before.
+        `agent_runner.v1.ExecutionService.WatchExecution` streams what is new instead of the whole.
+        NOT_FOUND: there is none.
+        """
 
 def add_AgentExecutionQueryControllerServicer_to_server(servicer: AgentExecutionQueryControllerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

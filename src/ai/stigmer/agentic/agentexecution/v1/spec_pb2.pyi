@@ -22,6 +22,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class AgentExecutionSpec(_message.Message):
+    """What is asked, of whom, and how."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -52,13 +54,23 @@ class AgentExecutionSpec(_message.Message):
     RUNTIME_ENV_FIELD_NUMBER: _builtins.int
     CALLBACK_TOKEN_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
+    """The conversation it belongs to. Empty: a new session with the default instance of `agent_id`; its id
+    is then set here. One of the two is needed.
+    """
     agent_id: _builtins.str
+    """Used to find an instance when there is no session."""
     message: _builtins.str
+    """What the user says."""
     callback_token: _builtins.bytes
+    """Temporal task token of an activity that waits for the end. It is completed with the final execution,
+    or failed with its error. Empty: nobody waits.
+    """
     @_builtins.property
     def execution_config(self) -> Global___ExecutionConfig: ...
     @_builtins.property
-    def runtime_env(self) -> _containers.MessageMap[_builtins.str, _spec_pb2.ExecutionValue]: ...
+    def runtime_env(self) -> _containers.MessageMap[_builtins.str, _spec_pb2.ExecutionValue]:
+        """Variables for this execution alone, the strongest layer. Secret values never come back in clear."""
+
     def __init__(
         self,
         *,
@@ -79,11 +91,14 @@ Global___AgentExecutionSpec: _TypeAlias = AgentExecutionSpec  # noqa: Y015
 
 @_typing.final
 class ExecutionConfig(_message.Message):
+    """How one execution is run."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_NAME_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     model_name: _builtins.str
+    """Model to use, `provider:name` or a friendly name. Empty: the agent's, else the runner's."""
     @_builtins.property
     def options(self) -> _options_pb2.ExecutionOptions:
         """Ours, not part of the Stigmer API: model options, limits, what to do when the session is busy."""

@@ -27,7 +27,8 @@ if _version_not_supported:
 
 
 class AgentInstanceCommandControllerStub:
-    """Missing associated documentation comment in .proto file."""
+    """Changes agent instances.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -58,28 +59,33 @@ class AgentInstanceCommandControllerStub:
 
 
 class AgentInstanceCommandControllerServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Changes agent instances.
+    """
 
     def apply(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Creates the instance, or updates the one with the same slug in the same organization.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def create(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Creates an instance. ALREADY_EXISTS: the slug is taken.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def update(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Replaces name, labels and spec; id, slug, organization and status stay. NOT_FOUND: there is none.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def delete(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Removes the instance and answers with what it was. NOT_FOUND: there is none.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -116,7 +122,8 @@ def add_AgentInstanceCommandControllerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AgentInstanceCommandController:
-    """Missing associated documentation comment in .proto file."""
+    """Changes agent instances.
+    """
 
     @staticmethod
     def apply(request,

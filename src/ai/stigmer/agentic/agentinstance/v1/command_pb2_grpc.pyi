@@ -28,50 +28,68 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AgentInstanceCommandControllerStub:
+    """Changes agent instances."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AgentInstanceCommandControllerAsyncStub: ...
     apply: _grpc.UnaryUnaryMultiCallable[_api_pb2.AgentInstance, _api_pb2.AgentInstance]
+    """Creates the instance, or updates the one with the same slug in the same organization."""
     create: _grpc.UnaryUnaryMultiCallable[_api_pb2.AgentInstance, _api_pb2.AgentInstance]
+    """Creates an instance. ALREADY_EXISTS: the slug is taken."""
     update: _grpc.UnaryUnaryMultiCallable[_api_pb2.AgentInstance, _api_pb2.AgentInstance]
+    """Replaces name, labels and spec; id, slug, organization and status stay. NOT_FOUND: there is none."""
     delete: _grpc.UnaryUnaryMultiCallable[_io_pb2.AgentInstanceId, _api_pb2.AgentInstance]
+    """Removes the instance and answers with what it was. NOT_FOUND: there is none."""
 
 @_typing.type_check_only
 class AgentInstanceCommandControllerAsyncStub(AgentInstanceCommandControllerStub):
+    """Changes agent instances."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     apply: _aio.UnaryUnaryMultiCallable[_api_pb2.AgentInstance, _api_pb2.AgentInstance]  # type: ignore[assignment]
+    """Creates the instance, or updates the one with the same slug in the same organization."""
     create: _aio.UnaryUnaryMultiCallable[_api_pb2.AgentInstance, _api_pb2.AgentInstance]  # type: ignore[assignment]
+    """Creates an instance. ALREADY_EXISTS: the slug is taken."""
     update: _aio.UnaryUnaryMultiCallable[_api_pb2.AgentInstance, _api_pb2.AgentInstance]  # type: ignore[assignment]
+    """Replaces name, labels and spec; id, slug, organization and status stay. NOT_FOUND: there is none."""
     delete: _aio.UnaryUnaryMultiCallable[_io_pb2.AgentInstanceId, _api_pb2.AgentInstance]  # type: ignore[assignment]
+    """Removes the instance and answers with what it was. NOT_FOUND: there is none."""
 
 class AgentInstanceCommandControllerServicer(metaclass=_abc_1.ABCMeta):
+    """Changes agent instances."""
+
     @_abc_1.abstractmethod
     def apply(
         self,
         request: _api_pb2.AgentInstance,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.AgentInstance, _abc.Awaitable[_api_pb2.AgentInstance]]: ...
+    ) -> _typing.Union[_api_pb2.AgentInstance, _abc.Awaitable[_api_pb2.AgentInstance]]:
+        """Creates the instance, or updates the one with the same slug in the same organization."""
 
     @_abc_1.abstractmethod
     def create(
         self,
         request: _api_pb2.AgentInstance,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.AgentInstance, _abc.Awaitable[_api_pb2.AgentInstance]]: ...
+    ) -> _typing.Union[_api_pb2.AgentInstance, _abc.Awaitable[_api_pb2.AgentInstance]]:
+        """Creates an instance. ALREADY_EXISTS: the slug is taken."""
 
     @_abc_1.abstractmethod
     def update(
         self,
         request: _api_pb2.AgentInstance,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.AgentInstance, _abc.Awaitable[_api_pb2.AgentInstance]]: ...
+    ) -> _typing.Union[_api_pb2.AgentInstance, _abc.Awaitable[_api_pb2.AgentInstance]]:
+        """Replaces name, labels and spec; id, slug, organization and status stay. NOT_FOUND: there is none."""
 
     @_abc_1.abstractmethod
     def delete(
         self,
         request: _io_pb2.AgentInstanceId,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.AgentInstance, _abc.Awaitable[_api_pb2.AgentInstance]]: ...
+    ) -> _typing.Union[_api_pb2.AgentInstance, _abc.Awaitable[_api_pb2.AgentInstance]]:
+        """Removes the instance and answers with what it was. NOT_FOUND: there is none."""
 
 def add_AgentInstanceCommandControllerServicer_to_server(servicer: AgentInstanceCommandControllerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -22,10 +22,13 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class AgentInstanceId(_message.Message):
+    """Names an agent instance by id."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VALUE_FIELD_NUMBER: _builtins.int
     value: _builtins.str
+    """`ain-` and a ULID in lower case; `_` is taken for `-`."""
     def __init__(
         self,
         *,
@@ -41,13 +44,17 @@ Global___AgentInstanceId: _TypeAlias = AgentInstanceId  # noqa: Y015
 
 @_typing.final
 class GetAgentInstancesByAgentRequest(_message.Message):
+    """Asks for the instances of one agent."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     AGENT_ID_FIELD_NUMBER: _builtins.int
     PAGE_INFO_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     @_builtins.property
-    def page_info(self) -> _pagination_pb2.PageInfo: ...
+    def page_info(self) -> _pagination_pb2.PageInfo:
+        """Unset: the first 50."""
+
     def __init__(
         self,
         *,
@@ -64,13 +71,18 @@ Global___GetAgentInstancesByAgentRequest: _TypeAlias = GetAgentInstancesByAgentR
 
 @_typing.final
 class AgentInstanceList(_message.Message):
+    """One page of agent instances."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TOTAL_COUNT_FIELD_NUMBER: _builtins.int
     ITEMS_FIELD_NUMBER: _builtins.int
     total_count: _builtins.int
+    """How many there are on all pages."""
     @_builtins.property
-    def items(self) -> _containers.RepeatedCompositeFieldContainer[_api_pb2.AgentInstance]: ...
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[_api_pb2.AgentInstance]:
+        """Newest first."""
+
     def __init__(
         self,
         *,

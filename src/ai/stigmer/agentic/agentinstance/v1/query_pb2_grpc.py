@@ -28,7 +28,8 @@ if _version_not_supported:
 
 
 class AgentInstanceQueryControllerStub:
-    """Missing associated documentation comment in .proto file."""
+    """Reads agent instances.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -54,22 +55,26 @@ class AgentInstanceQueryControllerStub:
 
 
 class AgentInstanceQueryControllerServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Reads agent instances.
+    """
 
     def get(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Reads by id. NOT_FOUND: there is none.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def getByAgent(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Lists the instances of an agent, in pages.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def getByReference(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Reads by slug, within `org` when it is set. NOT_FOUND: there is none.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -101,7 +106,8 @@ def add_AgentInstanceQueryControllerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AgentInstanceQueryController:
-    """Missing associated documentation comment in .proto file."""
+    """Reads agent instances.
+    """
 
     @staticmethod
     def get(request,

@@ -29,41 +29,56 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AgentInstanceQueryControllerStub:
+    """Reads agent instances."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AgentInstanceQueryControllerAsyncStub: ...
     get: _grpc.UnaryUnaryMultiCallable[_io_pb2.AgentInstanceId, _api_pb2.AgentInstance]
+    """Reads by id. NOT_FOUND: there is none."""
     getByAgent: _grpc.UnaryUnaryMultiCallable[_io_pb2.GetAgentInstancesByAgentRequest, _io_pb2.AgentInstanceList]
+    """Lists the instances of an agent, in pages."""
     getByReference: _grpc.UnaryUnaryMultiCallable[_io_pb2_1.ApiResourceReference, _api_pb2.AgentInstance]
+    """Reads by slug, within `org` when it is set. NOT_FOUND: there is none."""
 
 @_typing.type_check_only
 class AgentInstanceQueryControllerAsyncStub(AgentInstanceQueryControllerStub):
+    """Reads agent instances."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     get: _aio.UnaryUnaryMultiCallable[_io_pb2.AgentInstanceId, _api_pb2.AgentInstance]  # type: ignore[assignment]
+    """Reads by id. NOT_FOUND: there is none."""
     getByAgent: _aio.UnaryUnaryMultiCallable[_io_pb2.GetAgentInstancesByAgentRequest, _io_pb2.AgentInstanceList]  # type: ignore[assignment]
+    """Lists the instances of an agent, in pages."""
     getByReference: _aio.UnaryUnaryMultiCallable[_io_pb2_1.ApiResourceReference, _api_pb2.AgentInstance]  # type: ignore[assignment]
+    """Reads by slug, within `org` when it is set. NOT_FOUND: there is none."""
 
 class AgentInstanceQueryControllerServicer(metaclass=_abc_1.ABCMeta):
+    """Reads agent instances."""
+
     @_abc_1.abstractmethod
     def get(
         self,
         request: _io_pb2.AgentInstanceId,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.AgentInstance, _abc.Awaitable[_api_pb2.AgentInstance]]: ...
+    ) -> _typing.Union[_api_pb2.AgentInstance, _abc.Awaitable[_api_pb2.AgentInstance]]:
+        """Reads by id. NOT_FOUND: there is none."""
 
     @_abc_1.abstractmethod
     def getByAgent(
         self,
         request: _io_pb2.GetAgentInstancesByAgentRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_io_pb2.AgentInstanceList, _abc.Awaitable[_io_pb2.AgentInstanceList]]: ...
+    ) -> _typing.Union[_io_pb2.AgentInstanceList, _abc.Awaitable[_io_pb2.AgentInstanceList]]:
+        """Lists the instances of an agent, in pages."""
 
     @_abc_1.abstractmethod
     def getByReference(
         self,
         request: _io_pb2_1.ApiResourceReference,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.AgentInstance, _abc.Awaitable[_api_pb2.AgentInstance]]: ...
+    ) -> _typing.Union[_api_pb2.AgentInstance, _abc.Awaitable[_api_pb2.AgentInstance]]:
+        """Reads by slug, within `org` when it is set. NOT_FOUND: there is none."""
 
 def add_AgentInstanceQueryControllerServicer_to_server(servicer: AgentInstanceQueryControllerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -21,15 +21,24 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class AgentInstanceSpec(_message.Message):
+    """Which agent, with which environments."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     AGENT_ID_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     ENVIRONMENT_REFS_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
+    """Id of the agent."""
     description: _builtins.str
+    """For people."""
     @_builtins.property
-    def environment_refs(self) -> _containers.RepeatedCompositeFieldContainer[_io_pb2.ApiResourceReference]: ...
+    def environment_refs(self) -> _containers.RepeatedCompositeFieldContainer[_io_pb2.ApiResourceReference]:
+        """Environments to merge, a later one winning over an earlier one. The reference accepts only kind 52
+        (workflow_execution) here, which is a slip; our server takes 53, 52 and unset alike, always for an
+        environment.
+        """
+
     def __init__(
         self,
         *,

@@ -21,6 +21,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Environment(_message.Message):
+    """A named set of variables, for agent instances to refer to."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     API_VERSION_FIELD_NUMBER: _builtins.int
@@ -31,11 +33,15 @@ class Environment(_message.Message):
     api_version: _builtins.str
     kind: _builtins.str
     @_builtins.property
-    def metadata(self) -> _metadata_pb2.ApiResourceMetadata: ...
+    def metadata(self) -> _metadata_pb2.ApiResourceMetadata:
+        """`owner_scope` must be organization or identity_account."""
+
     @_builtins.property
     def spec(self) -> _spec_pb2.EnvironmentSpec: ...
     @_builtins.property
-    def status(self) -> _status_pb2.ApiResourceAuditStatus: ...
+    def status(self) -> _status_pb2.ApiResourceAuditStatus:
+        """Set by the server."""
+
     def __init__(
         self,
         *,

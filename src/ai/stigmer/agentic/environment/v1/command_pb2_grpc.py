@@ -27,7 +27,8 @@ if _version_not_supported:
 
 
 class EnvironmentCommandControllerStub:
-    """Missing associated documentation comment in .proto file."""
+    """Changes environments. Secret values are masked in every answer.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -58,28 +59,33 @@ class EnvironmentCommandControllerStub:
 
 
 class EnvironmentCommandControllerServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Changes environments. Secret values are masked in every answer.
+    """
 
     def apply(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Creates the environment, or updates the one with the same slug in the same organization.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def create(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Creates an environment. ALREADY_EXISTS: the slug is taken.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def update(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Replaces name, labels and spec; id, slug, organization and status stay. NOT_FOUND: there is none.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def delete(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Removes the environment and answers with what it was. NOT_FOUND: there is none.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -116,7 +122,8 @@ def add_EnvironmentCommandControllerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EnvironmentCommandController:
-    """Missing associated documentation comment in .proto file."""
+    """Changes environments. Secret values are masked in every answer.
+    """
 
     @staticmethod
     def apply(request,

@@ -28,50 +28,68 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class EnvironmentCommandControllerStub:
+    """Changes environments. Secret values are masked in every answer."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EnvironmentCommandControllerAsyncStub: ...
     apply: _grpc.UnaryUnaryMultiCallable[_api_pb2.Environment, _api_pb2.Environment]
+    """Creates the environment, or updates the one with the same slug in the same organization."""
     create: _grpc.UnaryUnaryMultiCallable[_api_pb2.Environment, _api_pb2.Environment]
+    """Creates an environment. ALREADY_EXISTS: the slug is taken."""
     update: _grpc.UnaryUnaryMultiCallable[_api_pb2.Environment, _api_pb2.Environment]
+    """Replaces name, labels and spec; id, slug, organization and status stay. NOT_FOUND: there is none."""
     delete: _grpc.UnaryUnaryMultiCallable[_io_pb2.ApiResourceDeleteInput, _api_pb2.Environment]
+    """Removes the environment and answers with what it was. NOT_FOUND: there is none."""
 
 @_typing.type_check_only
 class EnvironmentCommandControllerAsyncStub(EnvironmentCommandControllerStub):
+    """Changes environments. Secret values are masked in every answer."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     apply: _aio.UnaryUnaryMultiCallable[_api_pb2.Environment, _api_pb2.Environment]  # type: ignore[assignment]
+    """Creates the environment, or updates the one with the same slug in the same organization."""
     create: _aio.UnaryUnaryMultiCallable[_api_pb2.Environment, _api_pb2.Environment]  # type: ignore[assignment]
+    """Creates an environment. ALREADY_EXISTS: the slug is taken."""
     update: _aio.UnaryUnaryMultiCallable[_api_pb2.Environment, _api_pb2.Environment]  # type: ignore[assignment]
+    """Replaces name, labels and spec; id, slug, organization and status stay. NOT_FOUND: there is none."""
     delete: _aio.UnaryUnaryMultiCallable[_io_pb2.ApiResourceDeleteInput, _api_pb2.Environment]  # type: ignore[assignment]
+    """Removes the environment and answers with what it was. NOT_FOUND: there is none."""
 
 class EnvironmentCommandControllerServicer(metaclass=_abc_1.ABCMeta):
+    """Changes environments. Secret values are masked in every answer."""
+
     @_abc_1.abstractmethod
     def apply(
         self,
         request: _api_pb2.Environment,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.Environment, _abc.Awaitable[_api_pb2.Environment]]: ...
+    ) -> _typing.Union[_api_pb2.Environment, _abc.Awaitable[_api_pb2.Environment]]:
+        """Creates the environment, or updates the one with the same slug in the same organization."""
 
     @_abc_1.abstractmethod
     def create(
         self,
         request: _api_pb2.Environment,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.Environment, _abc.Awaitable[_api_pb2.Environment]]: ...
+    ) -> _typing.Union[_api_pb2.Environment, _abc.Awaitable[_api_pb2.Environment]]:
+        """Creates an environment. ALREADY_EXISTS: the slug is taken."""
 
     @_abc_1.abstractmethod
     def update(
         self,
         request: _api_pb2.Environment,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.Environment, _abc.Awaitable[_api_pb2.Environment]]: ...
+    ) -> _typing.Union[_api_pb2.Environment, _abc.Awaitable[_api_pb2.Environment]]:
+        """Replaces name, labels and spec; id, slug, organization and status stay. NOT_FOUND: there is none."""
 
     @_abc_1.abstractmethod
     def delete(
         self,
         request: _io_pb2.ApiResourceDeleteInput,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.Environment, _abc.Awaitable[_api_pb2.Environment]]: ...
+    ) -> _typing.Union[_api_pb2.Environment, _abc.Awaitable[_api_pb2.Environment]]:
+        """Removes the environment and answers with what it was. NOT_FOUND: there is none."""
 
 def add_EnvironmentCommandControllerServicer_to_server(servicer: EnvironmentCommandControllerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

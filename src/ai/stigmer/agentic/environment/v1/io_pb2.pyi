@@ -18,10 +18,13 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class EnvironmentId(_message.Message):
+    """Names an environment by id. The methods take ApiResourceId and ApiResourceDeleteInput."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VALUE_FIELD_NUMBER: _builtins.int
     value: _builtins.str
+    """`env-` and a ULID in lower case."""
     def __init__(
         self,
         *,

@@ -27,7 +27,8 @@ if _version_not_supported:
 
 
 class EnvironmentQueryControllerStub:
-    """Missing associated documentation comment in .proto file."""
+    """Reads environments. Secret values are masked in every answer.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -48,16 +49,19 @@ class EnvironmentQueryControllerStub:
 
 
 class EnvironmentQueryControllerServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Reads environments. Secret values are masked in every answer.
+    """
 
     def get(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Reads by id. NOT_FOUND: there is none.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def getByReference(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Reads by slug, within `org` when it is set. NOT_FOUND: there is none.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -84,7 +88,8 @@ def add_EnvironmentQueryControllerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EnvironmentQueryController:
-    """Missing associated documentation comment in .proto file."""
+    """Reads environments. Secret values are masked in every answer.
+    """
 
     @staticmethod
     def get(request,

@@ -28,32 +28,44 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class EnvironmentQueryControllerStub:
+    """Reads environments. Secret values are masked in every answer."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EnvironmentQueryControllerAsyncStub: ...
     get: _grpc.UnaryUnaryMultiCallable[_io_pb2.ApiResourceId, _api_pb2.Environment]
+    """Reads by id. NOT_FOUND: there is none."""
     getByReference: _grpc.UnaryUnaryMultiCallable[_io_pb2.ApiResourceReference, _api_pb2.Environment]
+    """Reads by slug, within `org` when it is set. NOT_FOUND: there is none."""
 
 @_typing.type_check_only
 class EnvironmentQueryControllerAsyncStub(EnvironmentQueryControllerStub):
+    """Reads environments. Secret values are masked in every answer."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     get: _aio.UnaryUnaryMultiCallable[_io_pb2.ApiResourceId, _api_pb2.Environment]  # type: ignore[assignment]
+    """Reads by id. NOT_FOUND: there is none."""
     getByReference: _aio.UnaryUnaryMultiCallable[_io_pb2.ApiResourceReference, _api_pb2.Environment]  # type: ignore[assignment]
+    """Reads by slug, within `org` when it is set. NOT_FOUND: there is none."""
 
 class EnvironmentQueryControllerServicer(metaclass=_abc_1.ABCMeta):
+    """Reads environments. Secret values are masked in every answer."""
+
     @_abc_1.abstractmethod
     def get(
         self,
         request: _io_pb2.ApiResourceId,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.Environment, _abc.Awaitable[_api_pb2.Environment]]: ...
+    ) -> _typing.Union[_api_pb2.Environment, _abc.Awaitable[_api_pb2.Environment]]:
+        """Reads by id. NOT_FOUND: there is none."""
 
     @_abc_1.abstractmethod
     def getByReference(
         self,
         request: _io_pb2.ApiResourceReference,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.Environment, _abc.Awaitable[_api_pb2.Environment]]: ...
+    ) -> _typing.Union[_api_pb2.Environment, _abc.Awaitable[_api_pb2.Environment]]:
+        """Reads by slug, within `org` when it is set. NOT_FOUND: there is none."""
 
 def add_EnvironmentQueryControllerServicer_to_server(servicer: EnvironmentQueryControllerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -20,6 +20,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class EnvironmentSpec(_message.Message):
+    """Variables and what they are for."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -46,8 +48,11 @@ class EnvironmentSpec(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     description: _builtins.str
+    """For people."""
     @_builtins.property
-    def data(self) -> _containers.MessageMap[_builtins.str, Global___EnvironmentValue]: ...
+    def data(self) -> _containers.MessageMap[_builtins.str, Global___EnvironmentValue]:
+        """By name, such as `API_TOKEN`."""
+
     def __init__(
         self,
         *,
@@ -64,14 +69,19 @@ Global___EnvironmentSpec: _TypeAlias = EnvironmentSpec  # noqa: Y015
 
 @_typing.final
 class EnvironmentValue(_message.Message):
+    """The value of one variable."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VALUE_FIELD_NUMBER: _builtins.int
     IS_SECRET_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     value: _builtins.str
+    """A secret one is encrypted at rest and comes back masked; sending the mask keeps what is stored."""
     is_secret: _builtins.bool
+    """Also masks the value in events, logs and traces."""
     description: _builtins.str
+    """For people."""
     def __init__(
         self,
         *,

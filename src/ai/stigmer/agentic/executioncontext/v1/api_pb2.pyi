@@ -21,6 +21,10 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ExecutionContext(_message.Message):
+    """Variables of one execution, kept as a resource of their own. Our server stores it; executions take
+    their variables from `AgentExecutionSpec.runtime_env`.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     API_VERSION_FIELD_NUMBER: _builtins.int
@@ -31,11 +35,15 @@ class ExecutionContext(_message.Message):
     api_version: _builtins.str
     kind: _builtins.str
     @_builtins.property
-    def metadata(self) -> _metadata_pb2.ApiResourceMetadata: ...
+    def metadata(self) -> _metadata_pb2.ApiResourceMetadata:
+        """`owner_scope` must be left out."""
+
     @_builtins.property
     def spec(self) -> _spec_pb2.ExecutionContextSpec: ...
     @_builtins.property
-    def status(self) -> _status_pb2.ApiResourceAuditStatus: ...
+    def status(self) -> _status_pb2.ApiResourceAuditStatus:
+        """Set by the server."""
+
     def __init__(
         self,
         *,

@@ -27,7 +27,8 @@ if _version_not_supported:
 
 
 class ExecutionContextCommandControllerStub:
-    """Missing associated documentation comment in .proto file."""
+    """Makes and removes execution contexts; they never change.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -53,22 +54,26 @@ class ExecutionContextCommandControllerStub:
 
 
 class ExecutionContextCommandControllerServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Makes and removes execution contexts; they never change.
+    """
 
     def apply(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """The same as create.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def create(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Creates an execution context. ALREADY_EXISTS: the slug is taken.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def delete(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Removes it and answers with what it was. NOT_FOUND: there is none.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -100,7 +105,8 @@ def add_ExecutionContextCommandControllerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ExecutionContextCommandController:
-    """Missing associated documentation comment in .proto file."""
+    """Makes and removes execution contexts; they never change.
+    """
 
     @staticmethod
     def apply(request,

@@ -28,41 +28,56 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ExecutionContextCommandControllerStub:
+    """Makes and removes execution contexts; they never change."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ExecutionContextCommandControllerAsyncStub: ...
     apply: _grpc.UnaryUnaryMultiCallable[_api_pb2.ExecutionContext, _api_pb2.ExecutionContext]
+    """The same as create."""
     create: _grpc.UnaryUnaryMultiCallable[_api_pb2.ExecutionContext, _api_pb2.ExecutionContext]
+    """Creates an execution context. ALREADY_EXISTS: the slug is taken."""
     delete: _grpc.UnaryUnaryMultiCallable[_io_pb2.ApiResourceDeleteInput, _api_pb2.ExecutionContext]
+    """Removes it and answers with what it was. NOT_FOUND: there is none."""
 
 @_typing.type_check_only
 class ExecutionContextCommandControllerAsyncStub(ExecutionContextCommandControllerStub):
+    """Makes and removes execution contexts; they never change."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     apply: _aio.UnaryUnaryMultiCallable[_api_pb2.ExecutionContext, _api_pb2.ExecutionContext]  # type: ignore[assignment]
+    """The same as create."""
     create: _aio.UnaryUnaryMultiCallable[_api_pb2.ExecutionContext, _api_pb2.ExecutionContext]  # type: ignore[assignment]
+    """Creates an execution context. ALREADY_EXISTS: the slug is taken."""
     delete: _aio.UnaryUnaryMultiCallable[_io_pb2.ApiResourceDeleteInput, _api_pb2.ExecutionContext]  # type: ignore[assignment]
+    """Removes it and answers with what it was. NOT_FOUND: there is none."""
 
 class ExecutionContextCommandControllerServicer(metaclass=_abc_1.ABCMeta):
+    """Makes and removes execution contexts; they never change."""
+
     @_abc_1.abstractmethod
     def apply(
         self,
         request: _api_pb2.ExecutionContext,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.ExecutionContext, _abc.Awaitable[_api_pb2.ExecutionContext]]: ...
+    ) -> _typing.Union[_api_pb2.ExecutionContext, _abc.Awaitable[_api_pb2.ExecutionContext]]:
+        """The same as create."""
 
     @_abc_1.abstractmethod
     def create(
         self,
         request: _api_pb2.ExecutionContext,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.ExecutionContext, _abc.Awaitable[_api_pb2.ExecutionContext]]: ...
+    ) -> _typing.Union[_api_pb2.ExecutionContext, _abc.Awaitable[_api_pb2.ExecutionContext]]:
+        """Creates an execution context. ALREADY_EXISTS: the slug is taken."""
 
     @_abc_1.abstractmethod
     def delete(
         self,
         request: _io_pb2.ApiResourceDeleteInput,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.ExecutionContext, _abc.Awaitable[_api_pb2.ExecutionContext]]: ...
+    ) -> _typing.Union[_api_pb2.ExecutionContext, _abc.Awaitable[_api_pb2.ExecutionContext]]:
+        """Removes it and answers with what it was. NOT_FOUND: there is none."""
 
 def add_ExecutionContextCommandControllerServicer_to_server(servicer: ExecutionContextCommandControllerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

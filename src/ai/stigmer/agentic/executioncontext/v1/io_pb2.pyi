@@ -18,10 +18,13 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ExecutionContextId(_message.Message):
+    """Names an execution context by id."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VALUE_FIELD_NUMBER: _builtins.int
     value: _builtins.str
+    """`exec-` and a ULID in lower case; `_` is taken for `-`."""
     def __init__(
         self,
         *,

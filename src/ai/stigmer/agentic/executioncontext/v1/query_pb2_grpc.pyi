@@ -29,32 +29,44 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ExecutionContextQueryControllerStub:
+    """Reads execution contexts."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ExecutionContextQueryControllerAsyncStub: ...
     get: _grpc.UnaryUnaryMultiCallable[_io_pb2.ExecutionContextId, _api_pb2.ExecutionContext]
+    """Reads by id. NOT_FOUND: there is none."""
     getByReference: _grpc.UnaryUnaryMultiCallable[_io_pb2_1.ApiResourceReference, _api_pb2.ExecutionContext]
+    """Reads by slug, within `org` when it is set. NOT_FOUND: there is none."""
 
 @_typing.type_check_only
 class ExecutionContextQueryControllerAsyncStub(ExecutionContextQueryControllerStub):
+    """Reads execution contexts."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     get: _aio.UnaryUnaryMultiCallable[_io_pb2.ExecutionContextId, _api_pb2.ExecutionContext]  # type: ignore[assignment]
+    """Reads by id. NOT_FOUND: there is none."""
     getByReference: _aio.UnaryUnaryMultiCallable[_io_pb2_1.ApiResourceReference, _api_pb2.ExecutionContext]  # type: ignore[assignment]
+    """Reads by slug, within `org` when it is set. NOT_FOUND: there is none."""
 
 class ExecutionContextQueryControllerServicer(metaclass=_abc_1.ABCMeta):
+    """Reads execution contexts."""
+
     @_abc_1.abstractmethod
     def get(
         self,
         request: _io_pb2.ExecutionContextId,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.ExecutionContext, _abc.Awaitable[_api_pb2.ExecutionContext]]: ...
+    ) -> _typing.Union[_api_pb2.ExecutionContext, _abc.Awaitable[_api_pb2.ExecutionContext]]:
+        """Reads by id. NOT_FOUND: there is none."""
 
     @_abc_1.abstractmethod
     def getByReference(
         self,
         request: _io_pb2_1.ApiResourceReference,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.ExecutionContext, _abc.Awaitable[_api_pb2.ExecutionContext]]: ...
+    ) -> _typing.Union[_api_pb2.ExecutionContext, _abc.Awaitable[_api_pb2.ExecutionContext]]:
+        """Reads by slug, within `org` when it is set. NOT_FOUND: there is none."""
 
 def add_ExecutionContextQueryControllerServicer_to_server(servicer: ExecutionContextQueryControllerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -20,6 +20,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ExecutionContextSpec(_message.Message):
+    """Whose variables, and their values."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -46,8 +48,11 @@ class ExecutionContextSpec(_message.Message):
     EXECUTION_ID_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     execution_id: _builtins.str
+    """Id of the execution."""
     @_builtins.property
-    def data(self) -> _containers.MessageMap[_builtins.str, Global___ExecutionValue]: ...
+    def data(self) -> _containers.MessageMap[_builtins.str, Global___ExecutionValue]:
+        """By name."""
+
     def __init__(
         self,
         *,
@@ -64,12 +69,16 @@ Global___ExecutionContextSpec: _TypeAlias = ExecutionContextSpec  # noqa: Y015
 
 @_typing.final
 class ExecutionValue(_message.Message):
+    """The value of one variable of an execution."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VALUE_FIELD_NUMBER: _builtins.int
     IS_SECRET_FIELD_NUMBER: _builtins.int
     value: _builtins.str
+    """A secret one is encrypted at rest and comes back masked."""
     is_secret: _builtins.bool
+    """Also masks the value in events, logs and traces."""
     def __init__(
         self,
         *,

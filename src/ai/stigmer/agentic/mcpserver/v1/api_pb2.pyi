@@ -23,6 +23,10 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class McpServer(_message.Message):
+    """A definition of an MCP server that can be kept and shared. Our server stores it; agents carry their
+    own definitions in `AgentSpec.mcp_servers`.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     API_VERSION_FIELD_NUMBER: _builtins.int
@@ -33,11 +37,15 @@ class McpServer(_message.Message):
     api_version: _builtins.str
     kind: _builtins.str
     @_builtins.property
-    def metadata(self) -> _metadata_pb2.ApiResourceMetadata: ...
+    def metadata(self) -> _metadata_pb2.ApiResourceMetadata:
+        """Any owner scope."""
+
     @_builtins.property
     def spec(self) -> _spec_pb2.McpServerSpec: ...
     @_builtins.property
-    def status(self) -> _status_pb2.McpServerStatus: ...
+    def status(self) -> _status_pb2.McpServerStatus:
+        """Set by the server."""
+
     def __init__(
         self,
         *,
@@ -57,6 +65,8 @@ Global___McpServer: _TypeAlias = McpServer  # noqa: Y015
 
 @_typing.final
 class McpServerList(_message.Message):
+    """A list of MCP servers. No method returns it."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     API_VERSION_FIELD_NUMBER: _builtins.int

@@ -27,7 +27,8 @@ if _version_not_supported:
 
 
 class McpServerCommandControllerStub:
-    """Missing associated documentation comment in .proto file."""
+    """Changes MCP server definitions.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -58,28 +59,33 @@ class McpServerCommandControllerStub:
 
 
 class McpServerCommandControllerServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Changes MCP server definitions.
+    """
 
     def apply(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Creates the definition, or updates the one with the same slug in the same organization.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def create(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Creates a definition. ALREADY_EXISTS: the slug is taken.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def update(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Replaces name, labels and spec; id, slug, organization and status stay. NOT_FOUND: there is none.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def delete(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Removes the definition and answers with what it was. NOT_FOUND: there is none.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -116,7 +122,8 @@ def add_McpServerCommandControllerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class McpServerCommandController:
-    """Missing associated documentation comment in .proto file."""
+    """Changes MCP server definitions.
+    """
 
     @staticmethod
     def apply(request,

@@ -28,50 +28,68 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class McpServerCommandControllerStub:
+    """Changes MCP server definitions."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> McpServerCommandControllerAsyncStub: ...
     apply: _grpc.UnaryUnaryMultiCallable[_api_pb2.McpServer, _api_pb2.McpServer]
+    """Creates the definition, or updates the one with the same slug in the same organization."""
     create: _grpc.UnaryUnaryMultiCallable[_api_pb2.McpServer, _api_pb2.McpServer]
+    """Creates a definition. ALREADY_EXISTS: the slug is taken."""
     update: _grpc.UnaryUnaryMultiCallable[_api_pb2.McpServer, _api_pb2.McpServer]
+    """Replaces name, labels and spec; id, slug, organization and status stay. NOT_FOUND: there is none."""
     delete: _grpc.UnaryUnaryMultiCallable[_io_pb2.ApiResourceDeleteInput, _api_pb2.McpServer]
+    """Removes the definition and answers with what it was. NOT_FOUND: there is none."""
 
 @_typing.type_check_only
 class McpServerCommandControllerAsyncStub(McpServerCommandControllerStub):
+    """Changes MCP server definitions."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     apply: _aio.UnaryUnaryMultiCallable[_api_pb2.McpServer, _api_pb2.McpServer]  # type: ignore[assignment]
+    """Creates the definition, or updates the one with the same slug in the same organization."""
     create: _aio.UnaryUnaryMultiCallable[_api_pb2.McpServer, _api_pb2.McpServer]  # type: ignore[assignment]
+    """Creates a definition. ALREADY_EXISTS: the slug is taken."""
     update: _aio.UnaryUnaryMultiCallable[_api_pb2.McpServer, _api_pb2.McpServer]  # type: ignore[assignment]
+    """Replaces name, labels and spec; id, slug, organization and status stay. NOT_FOUND: there is none."""
     delete: _aio.UnaryUnaryMultiCallable[_io_pb2.ApiResourceDeleteInput, _api_pb2.McpServer]  # type: ignore[assignment]
+    """Removes the definition and answers with what it was. NOT_FOUND: there is none."""
 
 class McpServerCommandControllerServicer(metaclass=_abc_1.ABCMeta):
+    """Changes MCP server definitions."""
+
     @_abc_1.abstractmethod
     def apply(
         self,
         request: _api_pb2.McpServer,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.McpServer, _abc.Awaitable[_api_pb2.McpServer]]: ...
+    ) -> _typing.Union[_api_pb2.McpServer, _abc.Awaitable[_api_pb2.McpServer]]:
+        """Creates the definition, or updates the one with the same slug in the same organization."""
 
     @_abc_1.abstractmethod
     def create(
         self,
         request: _api_pb2.McpServer,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.McpServer, _abc.Awaitable[_api_pb2.McpServer]]: ...
+    ) -> _typing.Union[_api_pb2.McpServer, _abc.Awaitable[_api_pb2.McpServer]]:
+        """Creates a definition. ALREADY_EXISTS: the slug is taken."""
 
     @_abc_1.abstractmethod
     def update(
         self,
         request: _api_pb2.McpServer,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.McpServer, _abc.Awaitable[_api_pb2.McpServer]]: ...
+    ) -> _typing.Union[_api_pb2.McpServer, _abc.Awaitable[_api_pb2.McpServer]]:
+        """Replaces name, labels and spec; id, slug, organization and status stay. NOT_FOUND: there is none."""
 
     @_abc_1.abstractmethod
     def delete(
         self,
         request: _io_pb2.ApiResourceDeleteInput,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.McpServer, _abc.Awaitable[_api_pb2.McpServer]]: ...
+    ) -> _typing.Union[_api_pb2.McpServer, _abc.Awaitable[_api_pb2.McpServer]]:
+        """Removes the definition and answers with what it was. NOT_FOUND: there is none."""
 
 def add_McpServerCommandControllerServicer_to_server(servicer: McpServerCommandControllerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -18,10 +18,13 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class McpServerId(_message.Message):
+    """Names an MCP server by id. The methods take ApiResourceId and ApiResourceDeleteInput."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VALUE_FIELD_NUMBER: _builtins.int
     value: _builtins.str
+    """`mcp-` and a ULID in lower case."""
     def __init__(
         self,
         *,

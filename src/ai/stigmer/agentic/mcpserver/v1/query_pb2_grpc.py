@@ -27,7 +27,8 @@ if _version_not_supported:
 
 
 class McpServerQueryControllerStub:
-    """Missing associated documentation comment in .proto file."""
+    """Reads MCP server definitions.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -48,16 +49,19 @@ class McpServerQueryControllerStub:
 
 
 class McpServerQueryControllerServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Reads MCP server definitions.
+    """
 
     def get(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Reads by id. NOT_FOUND: there is none.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def getByReference(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Reads by slug, within `org` when it is set. NOT_FOUND: there is none.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -84,7 +88,8 @@ def add_McpServerQueryControllerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class McpServerQueryController:
-    """Missing associated documentation comment in .proto file."""
+    """Reads MCP server definitions.
+    """
 
     @staticmethod
     def get(request,

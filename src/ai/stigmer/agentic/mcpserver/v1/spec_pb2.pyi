@@ -21,6 +21,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class McpServerSpec(_message.Message):
+    """How the server is reached and what it needs."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     DESCRIPTION_FIELD_NUMBER: _builtins.int
@@ -32,9 +34,13 @@ class McpServerSpec(_message.Message):
     DEFAULT_ENABLED_TOOLS_FIELD_NUMBER: _builtins.int
     ENV_SPEC_FIELD_NUMBER: _builtins.int
     description: _builtins.str
+    """For people."""
     icon_url: _builtins.str
+    """Shown beside the name."""
     @_builtins.property
-    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """For searching."""
+
     @_builtins.property
     def stdio(self) -> Global___StdioServerConfig: ...
     @_builtins.property
@@ -42,9 +48,13 @@ class McpServerSpec(_message.Message):
     @_builtins.property
     def docker(self) -> Global___DockerServerConfig: ...
     @_builtins.property
-    def default_enabled_tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def default_enabled_tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tools to give when an agent chooses none. Empty: all."""
+
     @_builtins.property
-    def env_spec(self) -> _spec_pb2.EnvironmentSpec: ...
+    def env_spec(self) -> _spec_pb2.EnvironmentSpec:
+        """Variables it needs, with their defaults."""
+
     def __init__(
         self,
         *,
@@ -69,13 +79,17 @@ Global___McpServerSpec: _TypeAlias = McpServerSpec  # noqa: Y015
 
 @_typing.final
 class StdioServerConfig(_message.Message):
+    """A process that speaks MCP on its standard input and output."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     COMMAND_FIELD_NUMBER: _builtins.int
     ARGS_FIELD_NUMBER: _builtins.int
     WORKING_DIR_FIELD_NUMBER: _builtins.int
     command: _builtins.str
+    """Program to run, found on PATH."""
     working_dir: _builtins.str
+    """Where it starts. Empty: the workspace."""
     @_builtins.property
     def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -95,6 +109,8 @@ Global___StdioServerConfig: _TypeAlias = StdioServerConfig  # noqa: Y015
 
 @_typing.final
 class HttpServerConfig(_message.Message):
+    """An endpoint that speaks MCP over streamable HTTP."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -143,10 +159,15 @@ class HttpServerConfig(_message.Message):
     TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     url: _builtins.str
     timeout_seconds: _builtins.int
+    """Limit of one request. 0: 30 seconds."""
     @_builtins.property
-    def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Values may hold `{{NAME}}`."""
+
     @_builtins.property
-    def query_params(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def query_params(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Values may hold `{{NAME}}`."""
+
     def __init__(
         self,
         *,
@@ -165,6 +186,8 @@ Global___HttpServerConfig: _TypeAlias = HttpServerConfig  # noqa: Y015
 
 @_typing.final
 class DockerServerConfig(_message.Message):
+    """A container that speaks MCP on its standard input and output."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     IMAGE_FIELD_NUMBER: _builtins.int
@@ -174,10 +197,15 @@ class DockerServerConfig(_message.Message):
     PORTS_FIELD_NUMBER: _builtins.int
     CONTAINER_NAME_FIELD_NUMBER: _builtins.int
     image: _builtins.str
+    """Image name with its tag or digest."""
     network: _builtins.str
+    """Name of a container network. Empty: the engine's default."""
     container_name: _builtins.str
+    """Empty: the engine chooses."""
     @_builtins.property
-    def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Arguments of the container's entry point."""
+
     @_builtins.property
     def volumes(self) -> _containers.RepeatedCompositeFieldContainer[Global___VolumeMount]: ...
     @_builtins.property
@@ -202,14 +230,19 @@ Global___DockerServerConfig: _TypeAlias = DockerServerConfig  # noqa: Y015
 
 @_typing.final
 class VolumeMount(_message.Message):
+    """A directory of the host, visible inside a container."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HOST_PATH_FIELD_NUMBER: _builtins.int
     CONTAINER_PATH_FIELD_NUMBER: _builtins.int
     READ_ONLY_FIELD_NUMBER: _builtins.int
     host_path: _builtins.str
+    """Absolute path on the host."""
     container_path: _builtins.str
+    """Absolute path inside."""
     read_only: _builtins.bool
+    """True: writing is refused inside."""
     def __init__(
         self,
         *,
@@ -227,6 +260,8 @@ Global___VolumeMount: _TypeAlias = VolumeMount  # noqa: Y015
 
 @_typing.final
 class PortMapping(_message.Message):
+    """A port of a container, reachable on the host."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HOST_PORT_FIELD_NUMBER: _builtins.int
@@ -235,6 +270,7 @@ class PortMapping(_message.Message):
     host_port: _builtins.int
     container_port: _builtins.int
     protocol: _builtins.str
+    """Empty: tcp."""
     def __init__(
         self,
         *,

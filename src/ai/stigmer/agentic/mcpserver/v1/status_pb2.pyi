@@ -28,7 +28,8 @@ class _ValidationStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Valid
     VALIDATION_STATE_VALID: _ValidationState.ValueType  # 1
     VALIDATION_STATE_INVALID: _ValidationState.ValueType  # 2
 
-class ValidationState(_ValidationState, metaclass=_ValidationStateEnumTypeWrapper): ...
+class ValidationState(_ValidationState, metaclass=_ValidationStateEnumTypeWrapper):
+    """Whether a definition is well formed."""
 
 VALIDATION_STATE_UNSPECIFIED: ValidationState.ValueType  # 0
 VALIDATION_STATE_VALID: ValidationState.ValueType  # 1
@@ -37,15 +38,21 @@ Global___ValidationState: _TypeAlias = ValidationState  # noqa: Y015
 
 @_typing.final
 class McpServerStatus(_message.Message):
+    """What the server knows of the definition."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VALIDATION_STATE_FIELD_NUMBER: _builtins.int
     VALIDATION_MESSAGE_FIELD_NUMBER: _builtins.int
     AUDIT_FIELD_NUMBER: _builtins.int
     validation_state: Global___ValidationState.ValueType
+    """Whether it is well formed; nothing is connected to."""
     validation_message: _builtins.str
+    """What is wrong with it; empty when nothing."""
     @_builtins.property
-    def audit(self) -> _status_pb2.ApiResourceAudit: ...
+    def audit(self) -> _status_pb2.ApiResourceAudit:
+        """Who changed it and when."""
+
     def __init__(
         self,
         *,

@@ -27,7 +27,8 @@ if _version_not_supported:
 
 
 class SessionCommandControllerStub:
-    """Missing associated documentation comment in .proto file."""
+    """Changes sessions.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -58,28 +59,34 @@ class SessionCommandControllerStub:
 
 
 class SessionCommandControllerServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Changes sessions.
+    """
 
     def apply(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Creates the session, or updates the one with the same slug in the same organization.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def create(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Creates a session. ALREADY_EXISTS: the slug is taken.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def update(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Replaces name, labels and spec; id, slug, organization and status stay. NOT_FOUND: there is none.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def delete(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Removes the session and answers with what it was; its sandbox is removed later. NOT_FOUND: there is
+        none.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -116,7 +123,8 @@ def add_SessionCommandControllerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SessionCommandController:
-    """Missing associated documentation comment in .proto file."""
+    """Changes sessions.
+    """
 
     @staticmethod
     def apply(request,

@@ -28,50 +28,74 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class SessionCommandControllerStub:
+    """Changes sessions."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SessionCommandControllerAsyncStub: ...
     apply: _grpc.UnaryUnaryMultiCallable[_api_pb2.Session, _api_pb2.Session]
+    """Creates the session, or updates the one with the same slug in the same organization."""
     create: _grpc.UnaryUnaryMultiCallable[_api_pb2.Session, _api_pb2.Session]
+    """Creates a session. ALREADY_EXISTS: the slug is taken."""
     update: _grpc.UnaryUnaryMultiCallable[_api_pb2.Session, _api_pb2.Session]
+    """Replaces name, labels and spec; id, slug, organization and status stay. NOT_FOUND: there is none."""
     delete: _grpc.UnaryUnaryMultiCallable[_io_pb2.SessionId, _api_pb2.Session]
+    """Removes the session and answers with what it was; its sandbox is removed later. NOT_FOUND: there is
+    none.
+    """
 
 @_typing.type_check_only
 class SessionCommandControllerAsyncStub(SessionCommandControllerStub):
+    """Changes sessions."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     apply: _aio.UnaryUnaryMultiCallable[_api_pb2.Session, _api_pb2.Session]  # type: ignore[assignment]
+    """Creates the session, or updates the one with the same slug in the same organization."""
     create: _aio.UnaryUnaryMultiCallable[_api_pb2.Session, _api_pb2.Session]  # type: ignore[assignment]
+    """Creates a session. ALREADY_EXISTS: the slug is taken."""
     update: _aio.UnaryUnaryMultiCallable[_api_pb2.Session, _api_pb2.Session]  # type: ignore[assignment]
+    """Replaces name, labels and spec; id, slug, organization and status stay. NOT_FOUND: there is none."""
     delete: _aio.UnaryUnaryMultiCallable[_io_pb2.SessionId, _api_pb2.Session]  # type: ignore[assignment]
+    """Removes the session and answers with what it was; its sandbox is removed later. NOT_FOUND: there is
+    none.
+    """
 
 class SessionCommandControllerServicer(metaclass=_abc_1.ABCMeta):
+    """Changes sessions."""
+
     @_abc_1.abstractmethod
     def apply(
         self,
         request: _api_pb2.Session,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.Session, _abc.Awaitable[_api_pb2.Session]]: ...
+    ) -> _typing.Union[_api_pb2.Session, _abc.Awaitable[_api_pb2.Session]]:
+        """Creates the session, or updates the one with the same slug in the same organization."""
 
     @_abc_1.abstractmethod
     def create(
         self,
         request: _api_pb2.Session,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.Session, _abc.Awaitable[_api_pb2.Session]]: ...
+    ) -> _typing.Union[_api_pb2.Session, _abc.Awaitable[_api_pb2.Session]]:
+        """Creates a session. ALREADY_EXISTS: the slug is taken."""
 
     @_abc_1.abstractmethod
     def update(
         self,
         request: _api_pb2.Session,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.Session, _abc.Awaitable[_api_pb2.Session]]: ...
+    ) -> _typing.Union[_api_pb2.Session, _abc.Awaitable[_api_pb2.Session]]:
+        """Replaces name, labels and spec; id, slug, organization and status stay. NOT_FOUND: there is none."""
 
     @_abc_1.abstractmethod
     def delete(
         self,
         request: _io_pb2.SessionId,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.Session, _abc.Awaitable[_api_pb2.Session]]: ...
+    ) -> _typing.Union[_api_pb2.Session, _abc.Awaitable[_api_pb2.Session]]:
+        """Removes the session and answers with what it was; its sandbox is removed later. NOT_FOUND: there is
+        none.
+        """
 
 def add_SessionCommandControllerServicer_to_server(servicer: SessionCommandControllerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -21,10 +21,13 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class SessionId(_message.Message):
+    """Names a session by id."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VALUE_FIELD_NUMBER: _builtins.int
     value: _builtins.str
+    """`ses-` and a ULID in lower case; `_` is taken for `-`."""
     def __init__(
         self,
         *,
@@ -40,10 +43,13 @@ Global___SessionId: _TypeAlias = SessionId  # noqa: Y015
 
 @_typing.final
 class AgentId(_message.Message):
+    """Names an agent by id. No method takes it."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VALUE_FIELD_NUMBER: _builtins.int
     value: _builtins.str
+    """`agt-` and a ULID in lower case."""
     def __init__(
         self,
         *,
@@ -59,22 +65,31 @@ Global___AgentId: _TypeAlias = AgentId  # noqa: Y015
 
 @_typing.final
 class SessionList(_message.Message):
+    """One page of sessions."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TOTAL_PAGES_FIELD_NUMBER: _builtins.int
     ENTRIES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     total_pages: _builtins.int
+    """How many pages of the size asked for there are."""
+    next_page_token: _builtins.str
+    """Ours, not part of the Stigmer API: `page_token` of the next page. Empty on the last one."""
     @_builtins.property
-    def entries(self) -> _containers.RepeatedCompositeFieldContainer[_api_pb2.Session]: ...
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[_api_pb2.Session]:
+        """Newest first."""
+
     def __init__(
         self,
         *,
         total_pages: _builtins.int = ...,
         entries: _abc.Iterable[_api_pb2.Session] | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "total_pages", b"total_pages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "next_page_token", b"next_page_token", "total_pages", b"total_pages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -82,15 +97,21 @@ Global___SessionList: _TypeAlias = SessionList  # noqa: Y015
 
 @_typing.final
 class ListSessionsRequest(_message.Message):
+    """Asks for a page of sessions."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
+    """1 to 500. 0: 50."""
     page_token: _builtins.str
+    """`next_page_token` of the answer before. Empty: the first page."""
     @_builtins.property
-    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tags a session must have, all of them."""
+
     def __init__(
         self,
         *,
@@ -108,14 +129,19 @@ Global___ListSessionsRequest: _TypeAlias = ListSessionsRequest  # noqa: Y015
 
 @_typing.final
 class ListSessionsByAgentRequest(_message.Message):
+    """Asks for a page of the sessions of one agent."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     AGENT_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
+    """Id of an agent instance, or of an agent, which means all its instances."""
     page_size: _builtins.int
+    """1 to 500. 0: 50."""
     page_token: _builtins.str
+    """`next_page_token` of the answer before. Empty: the first page."""
     def __init__(
         self,
         *,

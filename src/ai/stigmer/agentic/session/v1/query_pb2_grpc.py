@@ -27,7 +27,8 @@ if _version_not_supported:
 
 
 class SessionQueryControllerStub:
-    """Missing associated documentation comment in .proto file."""
+    """Reads sessions.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -53,22 +54,26 @@ class SessionQueryControllerStub:
 
 
 class SessionQueryControllerServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Reads sessions.
+    """
 
     def get(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Reads by id. NOT_FOUND: there is none.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def list(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Lists all sessions, in pages.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def listByAgent(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Lists the sessions of an agent instance, in pages.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -100,7 +105,8 @@ def add_SessionQueryControllerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SessionQueryController:
-    """Missing associated documentation comment in .proto file."""
+    """Reads sessions.
+    """
 
     @staticmethod
     def get(request,

@@ -28,41 +28,56 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class SessionQueryControllerStub:
+    """Reads sessions."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SessionQueryControllerAsyncStub: ...
     get: _grpc.UnaryUnaryMultiCallable[_io_pb2.SessionId, _api_pb2.Session]
+    """Reads by id. NOT_FOUND: there is none."""
     list: _grpc.UnaryUnaryMultiCallable[_io_pb2.ListSessionsRequest, _io_pb2.SessionList]
+    """Lists all sessions, in pages."""
     listByAgent: _grpc.UnaryUnaryMultiCallable[_io_pb2.ListSessionsByAgentRequest, _io_pb2.SessionList]
+    """Lists the sessions of an agent instance, in pages."""
 
 @_typing.type_check_only
 class SessionQueryControllerAsyncStub(SessionQueryControllerStub):
+    """Reads sessions."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     get: _aio.UnaryUnaryMultiCallable[_io_pb2.SessionId, _api_pb2.Session]  # type: ignore[assignment]
+    """Reads by id. NOT_FOUND: there is none."""
     list: _aio.UnaryUnaryMultiCallable[_io_pb2.ListSessionsRequest, _io_pb2.SessionList]  # type: ignore[assignment]
+    """Lists all sessions, in pages."""
     listByAgent: _aio.UnaryUnaryMultiCallable[_io_pb2.ListSessionsByAgentRequest, _io_pb2.SessionList]  # type: ignore[assignment]
+    """Lists the sessions of an agent instance, in pages."""
 
 class SessionQueryControllerServicer(metaclass=_abc_1.ABCMeta):
+    """Reads sessions."""
+
     @_abc_1.abstractmethod
     def get(
         self,
         request: _io_pb2.SessionId,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.Session, _abc.Awaitable[_api_pb2.Session]]: ...
+    ) -> _typing.Union[_api_pb2.Session, _abc.Awaitable[_api_pb2.Session]]:
+        """Reads by id. NOT_FOUND: there is none."""
 
     @_abc_1.abstractmethod
     def list(
         self,
         request: _io_pb2.ListSessionsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_io_pb2.SessionList, _abc.Awaitable[_io_pb2.SessionList]]: ...
+    ) -> _typing.Union[_io_pb2.SessionList, _abc.Awaitable[_io_pb2.SessionList]]:
+        """Lists all sessions, in pages."""
 
     @_abc_1.abstractmethod
     def listByAgent(
         self,
         request: _io_pb2.ListSessionsByAgentRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_io_pb2.SessionList, _abc.Awaitable[_io_pb2.SessionList]]: ...
+    ) -> _typing.Union[_io_pb2.SessionList, _abc.Awaitable[_io_pb2.SessionList]]:
+        """Lists the sessions of an agent instance, in pages."""
 
 def add_SessionQueryControllerServicer_to_server(servicer: SessionQueryControllerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -20,6 +20,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class SessionSpec(_message.Message):
+    """Whom the conversation is with, and what belongs to it."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -48,11 +50,17 @@ class SessionSpec(_message.Message):
     SANDBOX_ID_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     agent_instance_id: _builtins.str
+    """Id of the agent instance."""
     subject: _builtins.str
+    """What it is about, for people."""
     thread_id: _builtins.str
+    """Key of the conversation's memory: `thread-{session id}`."""
     sandbox_id: _builtins.str
+    """The sandbox the session has, as its provider names it. Empty before the first one."""
     @_builtins.property
-    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Free to use by clients."""
+
     def __init__(
         self,
         *,

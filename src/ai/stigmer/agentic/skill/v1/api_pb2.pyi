@@ -23,6 +23,10 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Skill(_message.Message):
+    """Know-how for agents: a zip with SKILL.md at its top and files beside it. The resource shows one
+    version; versions never change, tags move.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     API_VERSION_FIELD_NUMBER: _builtins.int
@@ -33,11 +37,15 @@ class Skill(_message.Message):
     api_version: _builtins.str
     kind: _builtins.str
     @_builtins.property
-    def metadata(self) -> _metadata_pb2.ApiResourceMetadata: ...
+    def metadata(self) -> _metadata_pb2.ApiResourceMetadata:
+        """`owner_scope` must be platform or organization. A push keeps id, labels and the time of creation."""
+
     @_builtins.property
     def spec(self) -> _spec_pb2.SkillSpec: ...
     @_builtins.property
-    def status(self) -> _status_pb2.SkillStatus: ...
+    def status(self) -> _status_pb2.SkillStatus:
+        """Set by the server."""
+
     def __init__(
         self,
         *,
@@ -57,6 +65,8 @@ Global___Skill: _TypeAlias = Skill  # noqa: Y015
 
 @_typing.final
 class SkillList(_message.Message):
+    """A list of skills. No method returns it."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     API_VERSION_FIELD_NUMBER: _builtins.int

@@ -27,7 +27,8 @@ if _version_not_supported:
 
 
 class SkillCommandControllerStub:
-    """Missing associated documentation comment in .proto file."""
+    """Stores and removes skills.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -48,16 +49,22 @@ class SkillCommandControllerStub:
 
 
 class SkillCommandControllerServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Stores and removes skills.
+    """
 
     def push(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Checks the zip, stores it once, makes it the current version and moves the tag to it. The same bytes
+        again give the same version. INVALID_ARGUMENT names the entry of the zip that is wrong; nothing is
+        stored then.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def delete(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Removes the skill with all its versions and answers with what it was. FAILED_PRECONDITION: agents
+        refer to it; `agent_runner.v1.SkillService.DeleteSkill` can force it.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -84,7 +91,8 @@ def add_SkillCommandControllerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SkillCommandController:
-    """Missing associated documentation comment in .proto file."""
+    """Stores and removes skills.
+    """
 
     @staticmethod
     def push(request,

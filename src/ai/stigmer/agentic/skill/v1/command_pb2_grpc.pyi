@@ -28,32 +28,59 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class SkillCommandControllerStub:
+    """Stores and removes skills."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SkillCommandControllerAsyncStub: ...
     push: _grpc.UnaryUnaryMultiCallable[_io_pb2.PushSkillRequest, _api_pb2.Skill]
+    """Checks the zip, stores it once, makes it the current version and moves the tag to it. The same bytes
+    again give the same version. INVALID_ARGUMENT names the entry of the zip that is wrong; nothing is
+    stored then.
+    """
     delete: _grpc.UnaryUnaryMultiCallable[_io_pb2.SkillId, _api_pb2.Skill]
+    """Removes the skill with all its versions and answers with what it was. FAILED_PRECONDITION: agents
+    refer to it; `agent_runner.v1.SkillService.DeleteSkill` can force it.
+    """
 
 @_typing.type_check_only
 class SkillCommandControllerAsyncStub(SkillCommandControllerStub):
+    """Stores and removes skills."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     push: _aio.UnaryUnaryMultiCallable[_io_pb2.PushSkillRequest, _api_pb2.Skill]  # type: ignore[assignment]
+    """Checks the zip, stores it once, makes it the current version and moves the tag to it. The same bytes
+    again give the same version. INVALID_ARGUMENT names the entry of the zip that is wrong; nothing is
+    stored then.
+    """
     delete: _aio.UnaryUnaryMultiCallable[_io_pb2.SkillId, _api_pb2.Skill]  # type: ignore[assignment]
+    """Removes the skill with all its versions and answers with what it was. FAILED_PRECONDITION: agents
+    refer to it; `agent_runner.v1.SkillService.DeleteSkill` can force it.
+    """
 
 class SkillCommandControllerServicer(metaclass=_abc_1.ABCMeta):
+    """Stores and removes skills."""
+
     @_abc_1.abstractmethod
     def push(
         self,
         request: _io_pb2.PushSkillRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.Skill, _abc.Awaitable[_api_pb2.Skill]]: ...
+    ) -> _typing.Union[_api_pb2.Skill, _abc.Awaitable[_api_pb2.Skill]]:
+        """Checks the zip, stores it once, makes it the current version and moves the tag to it. The same bytes
+        again give the same version. INVALID_ARGUMENT names the entry of the zip that is wrong; nothing is
+        stored then.
+        """
 
     @_abc_1.abstractmethod
     def delete(
         self,
         request: _io_pb2.SkillId,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.Skill, _abc.Awaitable[_api_pb2.Skill]]: ...
+    ) -> _typing.Union[_api_pb2.Skill, _abc.Awaitable[_api_pb2.Skill]]:
+        """Removes the skill with all its versions and answers with what it was. FAILED_PRECONDITION: agents
+        refer to it; `agent_runner.v1.SkillService.DeleteSkill` can force it.
+        """
 
 def add_SkillCommandControllerServicer_to_server(servicer: SkillCommandControllerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -24,10 +24,13 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class SkillId(_message.Message):
+    """Names a skill by id."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VALUE_FIELD_NUMBER: _builtins.int
     value: _builtins.str
+    """`skl-` and a ULID in lower case; `_` is taken for `-`."""
     def __init__(
         self,
         *,
@@ -43,6 +46,8 @@ Global___SkillId: _TypeAlias = SkillId  # noqa: Y015
 
 @_typing.final
 class PushSkillRequest(_message.Message):
+    """A skill to store, small enough for one message. Larger ones: `agent_runner.v1.SkillService.PushSkill`."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
@@ -51,10 +56,17 @@ class PushSkillRequest(_message.Message):
     ARTIFACT_FIELD_NUMBER: _builtins.int
     TAG_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """Name of the skill; its slug is made from it."""
     scope: _enum_pb2.ApiResourceOwnerScope.ValueType
+    """platform or organization. Unspecified: organization."""
     org: _builtins.str
+    """Whose it is. Slugs are unique within it."""
     artifact: _builtins.bytes
+    """The zip."""
     tag: _builtins.str
+    """Tag to move to this version. 64 hexadecimal digits are refused, since they would be taken for a
+    hash; `latest` always means the current version, so it is the same as no tag.
+    """
     def __init__(
         self,
         *,
@@ -75,6 +87,8 @@ Global___PushSkillRequest: _TypeAlias = PushSkillRequest  # noqa: Y015
 @_deprecated("""This message has been marked as deprecated using proto message options.""")
 @_typing.final
 class PushSkillResponse(_message.Message):
+    """Not used: push answers with the skill."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VERSION_HASH_FIELD_NUMBER: _builtins.int
@@ -100,10 +114,15 @@ Global___PushSkillResponse: _TypeAlias = PushSkillResponse  # noqa: Y015
 
 @_typing.final
 class GetArtifactRequest(_message.Message):
+    """Asks for the bytes of a version."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ARTIFACT_STORAGE_KEY_FIELD_NUMBER: _builtins.int
     artifact_storage_key: _builtins.str
+    """`SkillStatus.artifact_storage_key`; `skills/{hash}.zip` is understood too. Any other key is refused
+    with INVALID_ARGUMENT.
+    """
     def __init__(
         self,
         *,
@@ -119,10 +138,13 @@ Global___GetArtifactRequest: _TypeAlias = GetArtifactRequest  # noqa: Y015
 
 @_typing.final
 class GetArtifactResponse(_message.Message):
+    """The bytes of a version."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ARTIFACT_FIELD_NUMBER: _builtins.int
     artifact: _builtins.bytes
+    """The zip."""
     def __init__(
         self,
         *,

@@ -28,7 +28,8 @@ if _version_not_supported:
 
 
 class SkillQueryControllerStub:
-    """Missing associated documentation comment in .proto file."""
+    """Reads skills and their bytes.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -54,22 +55,29 @@ class SkillQueryControllerStub:
 
 
 class SkillQueryControllerServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Reads skills and their bytes.
+    """
 
     def get(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Reads the current version by id. NOT_FOUND: there is none.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def getByReference(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Reads the version a reference means. Version empty or `latest`: the current one. 64 hexadecimal
+        digits: the version with this hash. Otherwise a tag: the current one if it has it, else the version
+        that was given it last. NOT_FOUND names `slug:version`.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def getArtifact(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Reads the zip of a version. NOT_FOUND: there is none. RESOURCE_EXHAUSTED: it does not fit into one
+        message; `agent_runner.v1.SkillService.GetArtifact` streams it.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -101,7 +109,8 @@ def add_SkillQueryControllerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SkillQueryController:
-    """Missing associated documentation comment in .proto file."""
+    """Reads skills and their bytes.
+    """
 
     @staticmethod
     def get(request,

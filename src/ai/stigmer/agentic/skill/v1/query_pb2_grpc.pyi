@@ -29,41 +29,71 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class SkillQueryControllerStub:
+    """Reads skills and their bytes."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SkillQueryControllerAsyncStub: ...
     get: _grpc.UnaryUnaryMultiCallable[_io_pb2.SkillId, _api_pb2.Skill]
+    """Reads the current version by id. NOT_FOUND: there is none."""
     getByReference: _grpc.UnaryUnaryMultiCallable[_io_pb2_1.ApiResourceReference, _api_pb2.Skill]
+    """Reads the version a reference means. Version empty or `latest`: the current one. 64 hexadecimal
+    digits: the version with this hash. Otherwise a tag: the current one if it has it, else the version
+    that was given it last. NOT_FOUND names `slug:version`.
+    """
     getArtifact: _grpc.UnaryUnaryMultiCallable[_io_pb2.GetArtifactRequest, _io_pb2.GetArtifactResponse]
+    """Reads the zip of a version. NOT_FOUND: there is none. RESOURCE_EXHAUSTED: it does not fit into one
+    message; `agent_runner.v1.SkillService.GetArtifact` streams it.
+    """
 
 @_typing.type_check_only
 class SkillQueryControllerAsyncStub(SkillQueryControllerStub):
+    """Reads skills and their bytes."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     get: _aio.UnaryUnaryMultiCallable[_io_pb2.SkillId, _api_pb2.Skill]  # type: ignore[assignment]
+    """Reads the current version by id. NOT_FOUND: there is none."""
     getByReference: _aio.UnaryUnaryMultiCallable[_io_pb2_1.ApiResourceReference, _api_pb2.Skill]  # type: ignore[assignment]
+    """Reads the version a reference means. Version empty or `latest`: the current one. 64 hexadecimal
+    digits: the version with this hash. Otherwise a tag: the current one if it has it, else the version
+    that was given it last. NOT_FOUND names `slug:version`.
+    """
     getArtifact: _aio.UnaryUnaryMultiCallable[_io_pb2.GetArtifactRequest, _io_pb2.GetArtifactResponse]  # type: ignore[assignment]
+    """Reads the zip of a version. NOT_FOUND: there is none. RESOURCE_EXHAUSTED: it does not fit into one
+    message; `agent_runner.v1.SkillService.GetArtifact` streams it.
+    """
 
 class SkillQueryControllerServicer(metaclass=_abc_1.ABCMeta):
+    """Reads skills and their bytes."""
+
     @_abc_1.abstractmethod
     def get(
         self,
         request: _io_pb2.SkillId,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.Skill, _abc.Awaitable[_api_pb2.Skill]]: ...
+    ) -> _typing.Union[_api_pb2.Skill, _abc.Awaitable[_api_pb2.Skill]]:
+        """Reads the current version by id. NOT_FOUND: there is none."""
 
     @_abc_1.abstractmethod
     def getByReference(
         self,
         request: _io_pb2_1.ApiResourceReference,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.Skill, _abc.Awaitable[_api_pb2.Skill]]: ...
+    ) -> _typing.Union[_api_pb2.Skill, _abc.Awaitable[_api_pb2.Skill]]:
+        """Reads the version a reference means. Version empty or `latest`: the current one. 64 hexadecimal
+        digits: the version with this hash. Otherwise a tag: the current one if it has it, else the version
+        that was given it last. NOT_FOUND names `slug:version`.
+        """
 
     @_abc_1.abstractmethod
     def getArtifact(
         self,
         request: _io_pb2.GetArtifactRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_io_pb2.GetArtifactResponse, _abc.Awaitable[_io_pb2.GetArtifactResponse]]: ...
+    ) -> _typing.Union[_io_pb2.GetArtifactResponse, _abc.Awaitable[_io_pb2.GetArtifactResponse]]:
+        """Reads the zip of a version. NOT_FOUND: there is none. RESOURCE_EXHAUSTED: it does not fit into one
+        message; `agent_runner.v1.SkillService.GetArtifact` streams it.
+        """
 
 def add_SkillQueryControllerServicer_to_server(servicer: SkillQueryControllerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

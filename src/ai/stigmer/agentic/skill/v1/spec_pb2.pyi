@@ -18,12 +18,16 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class SkillSpec(_message.Message):
+    """What the version says and is called."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     SKILL_MD_FIELD_NUMBER: _builtins.int
     TAG_FIELD_NUMBER: _builtins.int
     skill_md: _builtins.str
+    """Text of SKILL.md."""
     tag: _builtins.str
+    """Tag given by the push; empty when there was none."""
     def __init__(
         self,
         *,

@@ -26,30 +26,50 @@ class _SkillStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SkillState
     DESCRIPTOR: _descriptor.EnumDescriptor
     SKILL_STATE_UNSPECIFIED: _SkillState.ValueType  # 0
     SKILL_STATE_UPLOADING: _SkillState.ValueType  # 1
+    """Not used by our server."""
     SKILL_STATE_READY: _SkillState.ValueType  # 2
+    """Stored and checked."""
     SKILL_STATE_FAILED: _SkillState.ValueType  # 3
+    """Not used by our server."""
 
-class SkillState(_SkillState, metaclass=_SkillStateEnumTypeWrapper): ...
+class SkillState(_SkillState, metaclass=_SkillStateEnumTypeWrapper):
+    """Where a version's artifact stands."""
 
 SKILL_STATE_UNSPECIFIED: SkillState.ValueType  # 0
 SKILL_STATE_UPLOADING: SkillState.ValueType  # 1
+"""Not used by our server."""
 SKILL_STATE_READY: SkillState.ValueType  # 2
+"""Stored and checked."""
 SKILL_STATE_FAILED: SkillState.ValueType  # 3
+"""Not used by our server."""
 Global___SkillState: _TypeAlias = SkillState  # noqa: Y015
 
 @_typing.final
 class SkillStatus(_message.Message):
+    """Where the version's bytes are."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     AUDIT_FIELD_NUMBER: _builtins.int
     VERSION_HASH_FIELD_NUMBER: _builtins.int
     ARTIFACT_STORAGE_KEY_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    FILE_COUNT_FIELD_NUMBER: _builtins.int
     version_hash: _builtins.str
+    """SHA-256 of the zip, 64 hexadecimal digits: the version."""
     artifact_storage_key: _builtins.str
+    """Key for `getArtifact`: `skills/{org}/{slug}/{hash}.zip`, with `_` for an empty organization."""
     state: Global___SkillState.ValueType
+    """READY, always: a push stores whole or not at all."""
+    size_bytes: _builtins.int
+    """Ours, not part of the Stigmer API: size of the zip."""
+    file_count: _builtins.int
+    """Ours: how many files are in it."""
     @_builtins.property
-    def audit(self) -> _status_pb2.ApiResourceAudit: ...
+    def audit(self) -> _status_pb2.ApiResourceAudit:
+        """Who changed it and when."""
+
     def __init__(
         self,
         *,
@@ -57,10 +77,12 @@ class SkillStatus(_message.Message):
         version_hash: _builtins.str = ...,
         artifact_storage_key: _builtins.str = ...,
         state: Global___SkillState.ValueType = ...,
+        size_bytes: _builtins.int = ...,
+        file_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_storage_key", b"artifact_storage_key", "audit", b"audit", "state", b"state", "version_hash", b"version_hash"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_storage_key", b"artifact_storage_key", "audit", b"audit", "file_count", b"file_count", "size_bytes", b"size_bytes", "state", b"state", "version_hash", b"version_hash"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

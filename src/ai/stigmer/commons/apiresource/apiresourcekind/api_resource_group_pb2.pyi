@@ -28,7 +28,8 @@ class _ApiResourceGroupEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ApiR
     iam: _ApiResourceGroup.ValueType  # 2
     tenancy: _ApiResourceGroup.ValueType  # 3
 
-class ApiResourceGroup(_ApiResourceGroup, metaclass=_ApiResourceGroupEnumTypeWrapper): ...
+class ApiResourceGroup(_ApiResourceGroup, metaclass=_ApiResourceGroupEnumTypeWrapper):
+    """What kinds belong together."""
 
 api_resource_group_unspecified: ApiResourceGroup.ValueType  # 0
 agentic: ApiResourceGroup.ValueType  # 1
@@ -38,11 +39,14 @@ Global___ApiResourceGroup: _TypeAlias = ApiResourceGroup  # noqa: Y015
 
 @_typing.final
 class ApiResourceGroupMeta(_message.Message):
+    """What is known about a group of kinds."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     DOMAIN_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     domain: _builtins.str
+    """Host part of `api_version`, such as `agentic.stigmer.ai`."""
     display_name: _builtins.str
     def __init__(
         self,

@@ -25,21 +25,21 @@ _sym_db = _symbol_database.Default()
 from ai.stigmer.commons.apiresource.apiresourcekind import api_resource_group_pb2 as ai_dot_stigmer_dot_commons_dot_apiresource_dot_apiresourcekind_dot_api__resource__group__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\nFai/stigmer/commons/apiresource/apiresourcekind/api_resource_kind.proto\x12.ai.stigmer.commons.apiresource.apiresourcekind\x1aGai/stigmer/commons/apiresource/apiresourcekind/api_resource_group.proto\"\xc2\x03\n\x13\x41piResourceKindMeta\x12V\n\x05group\x18\x01 \x01(\x0e\x32@.ai.stigmer.commons.apiresource.apiresourcekind.ApiResourceGroupR\x05group\x12\\\n\x07version\x18\x02 \x01(\x0e\x32\x42.ai.stigmer.commons.apiresource.apiresourcekind.ApiResourceVersionR\x07version\x12\x12\n\x04name\x18\x03 \x01(\tR\x04name\x12!\n\x0c\x64isplay_name\x18\x04 \x01(\tR\x0b\x64isplayName\x12\x1b\n\tid_prefix\x18\x05 \x01(\tR\x08idPrefix\x12!\n\x0cis_versioned\x18\x06 \x01(\x08R\x0bisVersioned\x12,\n\x12not_search_indexed\x18\x07 \x01(\x08R\x10notSearchIndexed\x12P\n\x04tier\x18\x08 \x01(\x0e\x32<.ai.stigmer.commons.apiresource.apiresourcekind.ResourceTierR\x04tier*B\n\x12\x41piResourceVersion\x12$\n api_resource_version_unspecified\x10\x00\x12\x06\n\x02v1\x10\x01*O\n\x0cResourceTier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x14\n\x10TIER_OPEN_SOURCE\x10\x01\x12\x13\n\x0fTIER_CLOUD_ONLY\x10\x02*A\n\x0fPlatformIdValue\x12!\n\x1dplatform_id_value_unspecified\x10\x00\x12\x0b\n\x07stigmer\x10\x01*\xee\x02\n\x0f\x41piResourceKind\x12\x1d\n\x19\x61pi_resource_kind_unknown\x10\x00\x12\x18\n\x14\x61pi_resource_version\x10\x01\x12\x0e\n\niam_policy\x10\n\x12\x14\n\x10identity_account\x10\x0b\x12\x0b\n\x07\x61pi_key\x10\x0c\x12\x0e\n\ncredential\x10\x14\x12\x10\n\x0corganization\x10\x1e\x12\x0c\n\x08platform\x10\x1f\x12\t\n\x05\x61gent\x10(\x12\x13\n\x0f\x61gent_execution\x10)\x12\x0b\n\x07session\x10*\x12\t\n\x05skill\x10+\x12\x0e\n\nmcp_server\x10,\x12\x12\n\x0e\x61gent_instance\x10-\x12\x0c\n\x08workflow\x10\x32\x12\x15\n\x11workflow_instance\x10\x33\x12\x16\n\x12workflow_execution\x10\x34\x12\x0f\n\x0b\x65nvironment\x10\x35\x12\x15\n\x11\x65xecution_context\x10\x36\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\nFai/stigmer/commons/apiresource/apiresourcekind/api_resource_kind.proto\x12.ai.stigmer.commons.apiresource.apiresourcekind\x1aGai/stigmer/commons/apiresource/apiresourcekind/api_resource_group.proto\"\xc2\x03\n\x13\x41piResourceKindMeta\x12V\n\x05group\x18\x01 \x01(\x0e\x32@.ai.stigmer.commons.apiresource.apiresourcekind.ApiResourceGroupR\x05group\x12\\\n\x07version\x18\x02 \x01(\x0e\x32\x42.ai.stigmer.commons.apiresource.apiresourcekind.ApiResourceVersionR\x07version\x12\x12\n\x04name\x18\x03 \x01(\tR\x04name\x12!\n\x0c\x64isplay_name\x18\x04 \x01(\tR\x0b\x64isplayName\x12\x1b\n\tid_prefix\x18\x05 \x01(\tR\x08idPrefix\x12!\n\x0cis_versioned\x18\x06 \x01(\x08R\x0bisVersioned\x12,\n\x12not_search_indexed\x18\x07 \x01(\x08R\x10notSearchIndexed\x12P\n\x04tier\x18\x08 \x01(\x0e\x32<.ai.stigmer.commons.apiresource.apiresourcekind.ResourceTierR\x04tier*\xee\x02\n\x0f\x41piResourceKind\x12\x1d\n\x19\x61pi_resource_kind_unknown\x10\x00\x12\x18\n\x14\x61pi_resource_version\x10\x01\x12\x0e\n\niam_policy\x10\n\x12\x14\n\x10identity_account\x10\x0b\x12\x0b\n\x07\x61pi_key\x10\x0c\x12\x0e\n\ncredential\x10\x14\x12\x10\n\x0corganization\x10\x1e\x12\x0c\n\x08platform\x10\x1f\x12\t\n\x05\x61gent\x10(\x12\x13\n\x0f\x61gent_execution\x10)\x12\x0b\n\x07session\x10*\x12\t\n\x05skill\x10+\x12\x0e\n\nmcp_server\x10,\x12\x12\n\x0e\x61gent_instance\x10-\x12\x0c\n\x08workflow\x10\x32\x12\x15\n\x11workflow_instance\x10\x33\x12\x16\n\x12workflow_execution\x10\x34\x12\x0f\n\x0b\x65nvironment\x10\x35\x12\x15\n\x11\x65xecution_context\x10\x36*B\n\x12\x41piResourceVersion\x12$\n api_resource_version_unspecified\x10\x00\x12\x06\n\x02v1\x10\x01*O\n\x0cResourceTier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x14\n\x10TIER_OPEN_SOURCE\x10\x01\x12\x13\n\x0fTIER_CLOUD_ONLY\x10\x02*A\n\x0fPlatformIdValue\x12!\n\x1dplatform_id_value_unspecified\x10\x00\x12\x0b\n\x07stigmer\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ai.stigmer.commons.apiresource.apiresourcekind.api_resource_kind_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_APIRESOURCEVERSION']._serialized_start=648
-  _globals['_APIRESOURCEVERSION']._serialized_end=714
-  _globals['_RESOURCETIER']._serialized_start=716
-  _globals['_RESOURCETIER']._serialized_end=795
-  _globals['_PLATFORMIDVALUE']._serialized_start=797
-  _globals['_PLATFORMIDVALUE']._serialized_end=862
-  _globals['_APIRESOURCEKIND']._serialized_start=865
-  _globals['_APIRESOURCEKIND']._serialized_end=1231
+  _globals['_APIRESOURCEKIND']._serialized_start=649
+  _globals['_APIRESOURCEKIND']._serialized_end=1015
+  _globals['_APIRESOURCEVERSION']._serialized_start=1017
+  _globals['_APIRESOURCEVERSION']._serialized_end=1083
+  _globals['_RESOURCETIER']._serialized_start=1085
+  _globals['_RESOURCETIER']._serialized_end=1164
+  _globals['_PLATFORMIDVALUE']._serialized_start=1166
+  _globals['_PLATFORMIDVALUE']._serialized_end=1231
   _globals['_APIRESOURCEKINDMETA']._serialized_start=196
   _globals['_APIRESOURCEKINDMETA']._serialized_end=646
 # @@protoc_insertion_point(module_scope)

@@ -18,6 +18,94 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ApiResourceKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ApiResourceKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ApiResourceKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    api_resource_kind_unknown: _ApiResourceKind.ValueType  # 0
+    api_resource_version: _ApiResourceKind.ValueType  # 1
+    """ver"""
+    iam_policy: _ApiResourceKind.ValueType  # 10
+    """iamp"""
+    identity_account: _ApiResourceKind.ValueType  # 11
+    """ida"""
+    api_key: _ApiResourceKind.ValueType  # 12
+    """key"""
+    credential: _ApiResourceKind.ValueType  # 20
+    """crd"""
+    organization: _ApiResourceKind.ValueType  # 30
+    """org"""
+    platform: _ApiResourceKind.ValueType  # 31
+    """plt"""
+    agent: _ApiResourceKind.ValueType  # 40
+    """agt"""
+    agent_execution: _ApiResourceKind.ValueType  # 41
+    """aex"""
+    session: _ApiResourceKind.ValueType  # 42
+    """ses"""
+    skill: _ApiResourceKind.ValueType  # 43
+    """skl"""
+    mcp_server: _ApiResourceKind.ValueType  # 44
+    """mcp"""
+    agent_instance: _ApiResourceKind.ValueType  # 45
+    """ain"""
+    workflow: _ApiResourceKind.ValueType  # 50
+    """wfl"""
+    workflow_instance: _ApiResourceKind.ValueType  # 51
+    """win"""
+    workflow_execution: _ApiResourceKind.ValueType  # 52
+    """wex"""
+    environment: _ApiResourceKind.ValueType  # 53
+    """env"""
+    execution_context: _ApiResourceKind.ValueType  # 54
+    """exec"""
+
+class ApiResourceKind(_ApiResourceKind, metaclass=_ApiResourceKindEnumTypeWrapper):
+    """Every kind of resource. Comments give the prefix of its ids. Our server keeps agent, agent_execution,
+    session, skill, mcp_server, agent_instance, environment and execution_context.
+    """
+
+api_resource_kind_unknown: ApiResourceKind.ValueType  # 0
+api_resource_version: ApiResourceKind.ValueType  # 1
+"""ver"""
+iam_policy: ApiResourceKind.ValueType  # 10
+"""iamp"""
+identity_account: ApiResourceKind.ValueType  # 11
+"""ida"""
+api_key: ApiResourceKind.ValueType  # 12
+"""key"""
+credential: ApiResourceKind.ValueType  # 20
+"""crd"""
+organization: ApiResourceKind.ValueType  # 30
+"""org"""
+platform: ApiResourceKind.ValueType  # 31
+"""plt"""
+agent: ApiResourceKind.ValueType  # 40
+"""agt"""
+agent_execution: ApiResourceKind.ValueType  # 41
+"""aex"""
+session: ApiResourceKind.ValueType  # 42
+"""ses"""
+skill: ApiResourceKind.ValueType  # 43
+"""skl"""
+mcp_server: ApiResourceKind.ValueType  # 44
+"""mcp"""
+agent_instance: ApiResourceKind.ValueType  # 45
+"""ain"""
+workflow: ApiResourceKind.ValueType  # 50
+"""wfl"""
+workflow_instance: ApiResourceKind.ValueType  # 51
+"""win"""
+workflow_execution: ApiResourceKind.ValueType  # 52
+"""wex"""
+environment: ApiResourceKind.ValueType  # 53
+"""env"""
+execution_context: ApiResourceKind.ValueType  # 54
+"""exec"""
+Global___ApiResourceKind: _TypeAlias = ApiResourceKind  # noqa: Y015
+
 class _ApiResourceVersion:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -27,7 +115,8 @@ class _ApiResourceVersionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Ap
     api_resource_version_unspecified: _ApiResourceVersion.ValueType  # 0
     v1: _ApiResourceVersion.ValueType  # 1
 
-class ApiResourceVersion(_ApiResourceVersion, metaclass=_ApiResourceVersionEnumTypeWrapper): ...
+class ApiResourceVersion(_ApiResourceVersion, metaclass=_ApiResourceVersionEnumTypeWrapper):
+    """Version of a kind's API."""
 
 api_resource_version_unspecified: ApiResourceVersion.ValueType  # 0
 v1: ApiResourceVersion.ValueType  # 1
@@ -43,7 +132,8 @@ class _ResourceTierEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Resource
     TIER_OPEN_SOURCE: _ResourceTier.ValueType  # 1
     TIER_CLOUD_ONLY: _ResourceTier.ValueType  # 2
 
-class ResourceTier(_ResourceTier, metaclass=_ResourceTierEnumTypeWrapper): ...
+class ResourceTier(_ResourceTier, metaclass=_ResourceTierEnumTypeWrapper):
+    """In which edition of Stigmer a kind is there."""
 
 TIER_UNSPECIFIED: ResourceTier.ValueType  # 0
 TIER_OPEN_SOURCE: ResourceTier.ValueType  # 1
@@ -59,63 +149,17 @@ class _PlatformIdValueEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Platf
     platform_id_value_unspecified: _PlatformIdValue.ValueType  # 0
     stigmer: _PlatformIdValue.ValueType  # 1
 
-class PlatformIdValue(_PlatformIdValue, metaclass=_PlatformIdValueEnumTypeWrapper): ...
+class PlatformIdValue(_PlatformIdValue, metaclass=_PlatformIdValueEnumTypeWrapper):
+    """Id of the platform itself."""
 
 platform_id_value_unspecified: PlatformIdValue.ValueType  # 0
 stigmer: PlatformIdValue.ValueType  # 1
 Global___PlatformIdValue: _TypeAlias = PlatformIdValue  # noqa: Y015
 
-class _ApiResourceKind:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _ApiResourceKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ApiResourceKind.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    api_resource_kind_unknown: _ApiResourceKind.ValueType  # 0
-    api_resource_version: _ApiResourceKind.ValueType  # 1
-    iam_policy: _ApiResourceKind.ValueType  # 10
-    identity_account: _ApiResourceKind.ValueType  # 11
-    api_key: _ApiResourceKind.ValueType  # 12
-    credential: _ApiResourceKind.ValueType  # 20
-    organization: _ApiResourceKind.ValueType  # 30
-    platform: _ApiResourceKind.ValueType  # 31
-    agent: _ApiResourceKind.ValueType  # 40
-    agent_execution: _ApiResourceKind.ValueType  # 41
-    session: _ApiResourceKind.ValueType  # 42
-    skill: _ApiResourceKind.ValueType  # 43
-    mcp_server: _ApiResourceKind.ValueType  # 44
-    agent_instance: _ApiResourceKind.ValueType  # 45
-    workflow: _ApiResourceKind.ValueType  # 50
-    workflow_instance: _ApiResourceKind.ValueType  # 51
-    workflow_execution: _ApiResourceKind.ValueType  # 52
-    environment: _ApiResourceKind.ValueType  # 53
-    execution_context: _ApiResourceKind.ValueType  # 54
-
-class ApiResourceKind(_ApiResourceKind, metaclass=_ApiResourceKindEnumTypeWrapper): ...
-
-api_resource_kind_unknown: ApiResourceKind.ValueType  # 0
-api_resource_version: ApiResourceKind.ValueType  # 1
-iam_policy: ApiResourceKind.ValueType  # 10
-identity_account: ApiResourceKind.ValueType  # 11
-api_key: ApiResourceKind.ValueType  # 12
-credential: ApiResourceKind.ValueType  # 20
-organization: ApiResourceKind.ValueType  # 30
-platform: ApiResourceKind.ValueType  # 31
-agent: ApiResourceKind.ValueType  # 40
-agent_execution: ApiResourceKind.ValueType  # 41
-session: ApiResourceKind.ValueType  # 42
-skill: ApiResourceKind.ValueType  # 43
-mcp_server: ApiResourceKind.ValueType  # 44
-agent_instance: ApiResourceKind.ValueType  # 45
-workflow: ApiResourceKind.ValueType  # 50
-workflow_instance: ApiResourceKind.ValueType  # 51
-workflow_execution: ApiResourceKind.ValueType  # 52
-environment: ApiResourceKind.ValueType  # 53
-execution_context: ApiResourceKind.ValueType  # 54
-Global___ApiResourceKind: _TypeAlias = ApiResourceKind  # noqa: Y015
-
 @_typing.final
 class ApiResourceKindMeta(_message.Message):
+    """What is known about a kind."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     GROUP_FIELD_NUMBER: _builtins.int
@@ -129,10 +173,14 @@ class ApiResourceKindMeta(_message.Message):
     group: _api_resource_group_pb2.ApiResourceGroup.ValueType
     version: Global___ApiResourceVersion.ValueType
     name: _builtins.str
+    """As in the `kind` field of a resource, such as `AgentExecution`."""
     display_name: _builtins.str
+    """For people, such as `Agent Execution`."""
     id_prefix: _builtins.str
+    """What its ids begin with, such as `aex`."""
     is_versioned: _builtins.bool
     not_search_indexed: _builtins.bool
+    """True: not to be found by searching."""
     tier: Global___ResourceTier.ValueType
     def __init__(
         self,

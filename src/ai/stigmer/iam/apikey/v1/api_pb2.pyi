@@ -22,6 +22,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ApiKey(_message.Message):
+    """A key a program shows to be let in, as `authorization: Bearer {key}`."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     API_VERSION_FIELD_NUMBER: _builtins.int
@@ -36,7 +38,9 @@ class ApiKey(_message.Message):
     @_builtins.property
     def spec(self) -> _spec_pb2.ApiKeySpec: ...
     @_builtins.property
-    def status(self) -> Global___ApiKeyStatus: ...
+    def status(self) -> Global___ApiKeyStatus:
+        """Set by the server."""
+
     def __init__(
         self,
         *,
@@ -56,14 +60,20 @@ Global___ApiKey: _TypeAlias = ApiKey  # noqa: Y015
 
 @_typing.final
 class ApiKeyStatus(_message.Message):
+    """What the server knows of a key."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     AUDIT_FIELD_NUMBER: _builtins.int
     LAST_USED_AT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def audit(self) -> _status_pb2.ApiResourceAudit: ...
+    def audit(self) -> _status_pb2.ApiResourceAudit:
+        """Who changed it and when."""
+
     @_builtins.property
-    def last_used_at(self) -> _timestamp_pb2.Timestamp: ...
+    def last_used_at(self) -> _timestamp_pb2.Timestamp:
+        """When it last let somebody in."""
+
     def __init__(
         self,
         *,

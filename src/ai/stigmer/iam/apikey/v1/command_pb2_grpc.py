@@ -27,7 +27,8 @@ if _version_not_supported:
 
 
 class ApiKeyCommandControllerStub:
-    """Missing associated documentation comment in .proto file."""
+    """Makes and removes keys. Not served by our server, which checks the one key it was started with.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -53,22 +54,26 @@ class ApiKeyCommandControllerStub:
 
 
 class ApiKeyCommandControllerServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Makes and removes keys. Not served by our server, which checks the one key it was started with.
+    """
 
     def create(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Makes a key and shows it this one time, in `spec.key_hash`.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def update(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Replaces name and expiry.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def delete(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Removes the key; it lets nobody in any more. NOT_FOUND: there is none.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -100,7 +105,8 @@ def add_ApiKeyCommandControllerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ApiKeyCommandController:
-    """Missing associated documentation comment in .proto file."""
+    """Makes and removes keys. Not served by our server, which checks the one key it was started with.
+    """
 
     @staticmethod
     def create(request,

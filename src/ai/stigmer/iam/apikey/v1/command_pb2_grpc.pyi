@@ -28,41 +28,56 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ApiKeyCommandControllerStub:
+    """Makes and removes keys. Not served by our server, which checks the one key it was started with."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ApiKeyCommandControllerAsyncStub: ...
     create: _grpc.UnaryUnaryMultiCallable[_api_pb2.ApiKey, _api_pb2.ApiKey]
+    """Makes a key and shows it this one time, in `spec.key_hash`."""
     update: _grpc.UnaryUnaryMultiCallable[_api_pb2.ApiKey, _api_pb2.ApiKey]
+    """Replaces name and expiry."""
     delete: _grpc.UnaryUnaryMultiCallable[_io_pb2.ApiKeyId, _api_pb2.ApiKey]
+    """Removes the key; it lets nobody in any more. NOT_FOUND: there is none."""
 
 @_typing.type_check_only
 class ApiKeyCommandControllerAsyncStub(ApiKeyCommandControllerStub):
+    """Makes and removes keys. Not served by our server, which checks the one key it was started with."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     create: _aio.UnaryUnaryMultiCallable[_api_pb2.ApiKey, _api_pb2.ApiKey]  # type: ignore[assignment]
+    """Makes a key and shows it this one time, in `spec.key_hash`."""
     update: _aio.UnaryUnaryMultiCallable[_api_pb2.ApiKey, _api_pb2.ApiKey]  # type: ignore[assignment]
+    """Replaces name and expiry."""
     delete: _aio.UnaryUnaryMultiCallable[_io_pb2.ApiKeyId, _api_pb2.ApiKey]  # type: ignore[assignment]
+    """Removes the key; it lets nobody in any more. NOT_FOUND: there is none."""
 
 class ApiKeyCommandControllerServicer(metaclass=_abc_1.ABCMeta):
+    """Makes and removes keys. Not served by our server, which checks the one key it was started with."""
+
     @_abc_1.abstractmethod
     def create(
         self,
         request: _api_pb2.ApiKey,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.ApiKey, _abc.Awaitable[_api_pb2.ApiKey]]: ...
+    ) -> _typing.Union[_api_pb2.ApiKey, _abc.Awaitable[_api_pb2.ApiKey]]:
+        """Makes a key and shows it this one time, in `spec.key_hash`."""
 
     @_abc_1.abstractmethod
     def update(
         self,
         request: _api_pb2.ApiKey,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.ApiKey, _abc.Awaitable[_api_pb2.ApiKey]]: ...
+    ) -> _typing.Union[_api_pb2.ApiKey, _abc.Awaitable[_api_pb2.ApiKey]]:
+        """Replaces name and expiry."""
 
     @_abc_1.abstractmethod
     def delete(
         self,
         request: _io_pb2.ApiKeyId,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.ApiKey, _abc.Awaitable[_api_pb2.ApiKey]]: ...
+    ) -> _typing.Union[_api_pb2.ApiKey, _abc.Awaitable[_api_pb2.ApiKey]]:
+        """Removes the key; it lets nobody in any more. NOT_FOUND: there is none."""
 
 def add_ApiKeyCommandControllerServicer_to_server(servicer: ApiKeyCommandControllerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -21,6 +21,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ApiKeys(_message.Message):
+    """A list of keys."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ENTRIES_FIELD_NUMBER: _builtins.int
@@ -41,10 +43,13 @@ Global___ApiKeys: _TypeAlias = ApiKeys  # noqa: Y015
 
 @_typing.final
 class ApiKeyId(_message.Message):
+    """Names a key by id."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VALUE_FIELD_NUMBER: _builtins.int
     value: _builtins.str
+    """`key-` and a ULID in lower case; `_` is taken for `-`."""
     def __init__(
         self,
         *,
@@ -60,6 +65,8 @@ Global___ApiKeyId: _TypeAlias = ApiKeyId  # noqa: Y015
 
 @_typing.final
 class ApiKeyHash(_message.Message):
+    """Names a key by its hash."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VALUE_FIELD_NUMBER: _builtins.int

@@ -28,7 +28,8 @@ if _version_not_supported:
 
 
 class ApiKeyQueryControllerStub:
-    """Missing associated documentation comment in .proto file."""
+    """Reads keys. Not served by our server.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -54,22 +55,26 @@ class ApiKeyQueryControllerStub:
 
 
 class ApiKeyQueryControllerServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Reads keys. Not served by our server.
+    """
 
     def get(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Reads by id. NOT_FOUND: there is none.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def getByKeyHash(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Reads by hash. NOT_FOUND: there is none.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def findAll(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Lists the caller's keys.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -101,7 +106,8 @@ def add_ApiKeyQueryControllerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ApiKeyQueryController:
-    """Missing associated documentation comment in .proto file."""
+    """Reads keys. Not served by our server.
+    """
 
     @staticmethod
     def get(request,

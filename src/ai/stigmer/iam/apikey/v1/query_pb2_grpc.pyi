@@ -29,41 +29,56 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ApiKeyQueryControllerStub:
+    """Reads keys. Not served by our server."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ApiKeyQueryControllerAsyncStub: ...
     get: _grpc.UnaryUnaryMultiCallable[_io_pb2.ApiKeyId, _api_pb2.ApiKey]
+    """Reads by id. NOT_FOUND: there is none."""
     getByKeyHash: _grpc.UnaryUnaryMultiCallable[_io_pb2.ApiKeyHash, _api_pb2.ApiKey]
+    """Reads by hash. NOT_FOUND: there is none."""
     findAll: _grpc.UnaryUnaryMultiCallable[_empty_pb2.Empty, _io_pb2.ApiKeys]
+    """Lists the caller's keys."""
 
 @_typing.type_check_only
 class ApiKeyQueryControllerAsyncStub(ApiKeyQueryControllerStub):
+    """Reads keys. Not served by our server."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     get: _aio.UnaryUnaryMultiCallable[_io_pb2.ApiKeyId, _api_pb2.ApiKey]  # type: ignore[assignment]
+    """Reads by id. NOT_FOUND: there is none."""
     getByKeyHash: _aio.UnaryUnaryMultiCallable[_io_pb2.ApiKeyHash, _api_pb2.ApiKey]  # type: ignore[assignment]
+    """Reads by hash. NOT_FOUND: there is none."""
     findAll: _aio.UnaryUnaryMultiCallable[_empty_pb2.Empty, _io_pb2.ApiKeys]  # type: ignore[assignment]
+    """Lists the caller's keys."""
 
 class ApiKeyQueryControllerServicer(metaclass=_abc_1.ABCMeta):
+    """Reads keys. Not served by our server."""
+
     @_abc_1.abstractmethod
     def get(
         self,
         request: _io_pb2.ApiKeyId,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.ApiKey, _abc.Awaitable[_api_pb2.ApiKey]]: ...
+    ) -> _typing.Union[_api_pb2.ApiKey, _abc.Awaitable[_api_pb2.ApiKey]]:
+        """Reads by id. NOT_FOUND: there is none."""
 
     @_abc_1.abstractmethod
     def getByKeyHash(
         self,
         request: _io_pb2.ApiKeyHash,
         context: _ServicerContext,
-    ) -> _typing.Union[_api_pb2.ApiKey, _abc.Awaitable[_api_pb2.ApiKey]]: ...
+    ) -> _typing.Union[_api_pb2.ApiKey, _abc.Awaitable[_api_pb2.ApiKey]]:
+        """Reads by hash. NOT_FOUND: there is none."""
 
     @_abc_1.abstractmethod
     def findAll(
         self,
         request: _empty_pb2.Empty,
         context: _ServicerContext,
-    ) -> _typing.Union[_io_pb2.ApiKeys, _abc.Awaitable[_io_pb2.ApiKeys]]: ...
+    ) -> _typing.Union[_io_pb2.ApiKeys, _abc.Awaitable[_io_pb2.ApiKeys]]:
+        """Lists the caller's keys."""
 
 def add_ApiKeyQueryControllerServicer_to_server(servicer: ApiKeyQueryControllerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -19,6 +19,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ApiKeySpec(_message.Message):
+    """What is kept of a key; the key itself is not."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     KEY_HASH_FIELD_NUMBER: _builtins.int
@@ -26,10 +28,14 @@ class ApiKeySpec(_message.Message):
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     NEVER_EXPIRES_FIELD_NUMBER: _builtins.int
     key_hash: _builtins.str
+    """In the answer to create: the key, for the only time. Otherwise its hash. Computed by the server."""
     fingerprint: _builtins.str
+    """The key's last 6 characters, to recognise it by. Computed by the server."""
     never_expires: _builtins.bool
     @_builtins.property
-    def expires_at(self) -> _timestamp_pb2.Timestamp: ...
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When it stops working; ignored when it never expires."""
+
     def __init__(
         self,
         *,
