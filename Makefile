@@ -1,0 +1,64 @@
+# `make demo` runs an agent, `make test` passes the tests; both set up all they need in .venv.
+SHELL := /bin/sh
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+READY := .venv/.ready
+MODEL ?= script:demo
+MESSAGE ?= Write a haiku about durable work into haiku.txt and count its words.
+DEMO_DATA ?= $(CURDIR)/.cache/demo
+TESTS ?= tests
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format protos docs bench lock clean
+
+help: ## Show this list.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Install everything into .venv, from hash-pinned locks.
+
+$(READY): pyproject.toml requirements/dev.lock requirements/bootstrap.lock
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed. Say which: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
+	  { echo "$(PYTHON) cannot make a virtual environment; install its venv module (python3-venv)." >&2; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.lock
+	@echo "Installing the locked packages into .venv ..."
+	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements/dev.lock requirements/bootstrap.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(READY) ## Run an agent that plans, writes a file, runs a command and answers.
+	@AGENT_RUNNER_DATA_DIR="$(DEMO_DATA)" $(BIN)/agent-runner run --model "$(MODEL)" "$(MESSAGE)"
+
+test: $(READY) ## Pass all tests (TESTS=path for some).
+	@$(BIN)/python -m pytest $(TESTS)
+
+lint: $(READY) ## Check format, style, types, import contracts, generated code and docs.
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/generate_protos.py --check
+	@for tool in tools/generate_*_reference.py; do $(BIN)/python $$tool --check || exit 1; done
+
+format: $(READY) ## Put the code into its format.
+	@$(BIN)/ruff check --fix --quiet . || true
+	@$(BIN)/ruff format --quiet .
+
+protos: $(READY) ## Generate the Python messages from proto/.
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/generate_protos.py
+
+docs: $(READY) ## Write the generated pages of docs/reference.
+	@for tool in tools/generate_*_reference.py; do $(BIN)/python $$tool || exit 1; done
+
+bench: $(READY) ## Measure against the bare engine and Temporal's no-op (ARGS='--json').
+	@$(BIN)/python -m bench $(ARGS)
+
+lock: $(READY) ## Resolve the dependencies anew and pin them by hash.
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
+	  --all-extras --group dev requirements/dev.in pyproject.toml -o requirements/dev.lock --upgrade
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
+	  requirements/bootstrap.in -o requirements/bootstrap.lock --upgrade
+
+clean: ## Remove what was installed and made here.
+	@rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
