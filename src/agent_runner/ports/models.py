@@ -29,6 +29,8 @@ class ModelResolver(Protocol):
     def resolve(self, *wishes: ModelOptions) -> Model:
         """The model the first wish with a name asks for; other options come from the first that sets them.
 
+        May take a second and import client libraries: call it off the event loop.
+
         Raises:
             ModelError: unknown name, missing key or library; the message lists the ways out.
         """
