@@ -52,39 +52,52 @@ def run_protoc(*arguments: str) -> None:
         raise SystemExit("protoc failed")
 
 
+def describe(scratch: Path) -> tuple[Path, Path]:
+    """Compile the sources into descriptor sets below `scratch`.
+
+    Returns:
+        The set of our files with comments and all they import, and the set of the imports alone.
+    """
+    known = scratch / "known.binpb"
+    run_protoc(
+        f"-I{well_known_protos()}",
+        "--include_imports",
+        f"--descriptor_set_out={known}",
+        *(
+            f"google/protobuf/{name}.proto"
+            for name in ("any", "descriptor", "duration", "empty", "field_mask", "struct", "timestamp")
+        ),
+    )
+    everything = descriptor_pb2.FileDescriptorSet.FromString(known.read_bytes())
+    everything.file.append(validate_descriptor())
+    imports = scratch / "imports.binpb"
+    imports.write_bytes(everything.SerializeToString())
+    # protoc takes sources and described imports together only from one descriptor set.
+    sources = scratch / "sources.binpb"
+    run_protoc(
+        f"-I{PROTO}",
+        f"--descriptor_set_in={imports}",
+        "--include_imports",
+        "--include_source_info",
+        f"--descriptor_set_out={sources}",
+        *proto_files(),
+    )
+    return sources, imports
+
+
+def proto_files() -> list[str]:
+    return sorted(str(path.relative_to(PROTO)) for path in PROTO.rglob("*.proto"))
+
+
 def generate(target: Path) -> None:
-    files = sorted(str(path.relative_to(PROTO)) for path in PROTO.rglob("*.proto"))
     with tempfile.TemporaryDirectory() as scratch:
-        known = Path(scratch) / "known.binpb"
-        run_protoc(
-            f"-I{well_known_protos()}",
-            "--include_imports",
-            f"--descriptor_set_out={known}",
-            *(
-                f"google/protobuf/{name}.proto"
-                for name in ("any", "descriptor", "duration", "empty", "field_mask", "struct", "timestamp")
-            ),
-        )
-        everything = descriptor_pb2.FileDescriptorSet.FromString(known.read_bytes())
-        everything.file.append(validate_descriptor())
-        described = Path(scratch) / "validate.binpb"
-        described.write_bytes(everything.SerializeToString())
+        sources, imports = describe(Path(scratch))
         run_protoc(
             f"-I{PROTO}",
-            f"--descriptor_set_in={described}",
+            f"--descriptor_set_in={imports}",
             f"--python_out={target}",
             f"--mypy_out=quiet:{target}",
             VALIDATE,
-        )
-        # protoc takes sources and described imports together only from one descriptor set.
-        sources = Path(scratch) / "sources.binpb"
-        run_protoc(
-            f"-I{PROTO}",
-            f"--descriptor_set_in={described}",
-            "--include_imports",
-            "--include_source_info",
-            f"--descriptor_set_out={sources}",
-            *files,
         )
         run_protoc(
             f"--descriptor_set_in={sources}",
@@ -92,7 +105,7 @@ def generate(target: Path) -> None:
             f"--grpc_python_out={target}",
             f"--mypy_out=quiet:{target}",
             f"--mypy_grpc_out=quiet:{target}",
-            *files,
+            *proto_files(),
         )
     for stub in target.rglob("*_pb2_grpc.py"):
         if "def add_" not in stub.read_text(encoding="utf-8"):
