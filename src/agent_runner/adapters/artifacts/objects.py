@@ -1,0 +1,119 @@
+"""Artifacts in an object store: a folder, memory, S3, GCS or Azure, all through obstore."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from typing import Any, Self
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import ObjectStore, from_url
+
+from agent_runner.errors import InvalidRequestError, NotFoundError, SettingsError, UnavailableError
+
+_KEY = re.compile(r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]{1,255}(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]{1,255})*\Z")
+
+MAX_KEY_LENGTH = 1024
+"""Characters; what S3 allows."""
+
+
+class ObjectArtifactStore:
+    """Artifacts as objects of one bucket or folder."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+
+    @classmethod
+    def from_url(cls, url: str, **options: Any) -> Self:
+        """Open the store a URL names; nothing is contacted yet.
+
+        Args:
+            url: `file:///folder` (made when missing), `memory:///`, `s3://bucket/prefix`, or another
+                that obstore knows. Credentials come from the environment, such as `AWS_*`.
+            options: passed to obstore, such as `config` or `client_options`.
+
+        Raises:
+            SettingsError: the URL is none of these.
+        """
+        if url.startswith("file:"):
+            options.setdefault("mkdir", True)
+        try:
+            return cls(from_url(url, **options))
+        except (BaseError, OSError, ValueError) as error:
+            problem = str(error).partition("\n")[0]
+            raise SettingsError(
+                f"The artifact store {url!r} cannot be opened: {problem}. "
+                "Use file:///folder, memory:/// or s3://bucket/prefix."
+            ) from error
+
+    async def put(self, key: str, chunks: AsyncIterator[bytes]) -> int:
+        _check(key)
+        counted = _Counted(chunks)
+        try:
+            await obstore.put_async(self._store, key, counted)
+        except BaseError as error:
+            raise _unavailable(key, error) from error
+        return counted.size
+
+    def get(self, key: str, *, chunk_size: int = 1 << 20) -> AsyncIterator[bytes]:
+        _check(key)
+        return self._chunks(key, chunk_size)
+
+    async def _chunks(self, key: str, chunk_size: int) -> AsyncIterator[bytes]:
+        try:
+            found = await obstore.get_async(self._store, key)
+            async for piece in found.stream(min_chunk_size=chunk_size):
+                for start in range(0, len(piece), chunk_size):
+                    yield bytes(piece[start : start + chunk_size])
+        except FileNotFoundError as error:
+            raise NotFoundError("artifact", key) from error
+        except BaseError as error:
+            raise _unavailable(key, error) from error
+
+    async def exists(self, key: str) -> bool:
+        _check(key)
+        try:
+            await obstore.head_async(self._store, key)
+        except FileNotFoundError:
+            return False
+        except BaseError as error:
+            raise _unavailable(key, error) from error
+        return True
+
+    async def delete(self, key: str) -> None:
+        _check(key)
+        try:
+            await obstore.delete_async(self._store, key)
+        except FileNotFoundError:
+            return
+        except BaseError as error:
+            raise _unavailable(key, error) from error
+
+
+class _Counted:
+    """Passes chunks on and adds up their size."""
+
+    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+        self._chunks = chunks
+        self.size = 0
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        chunk = await anext(self._chunks)
+        self.size += len(chunk)
+        return chunk
+
+
+def _check(key: str) -> None:
+    if len(key) > MAX_KEY_LENGTH or not _KEY.match(key):
+        raise InvalidRequestError.of(
+            "key", "an artifact key is names joined by '/': letters, digits, '.', '_' and '-'; no '.' or '..'"
+        )
+
+
+def _unavailable(key: str, error: Exception) -> UnavailableError:
+    problem = str(error).partition("\n")[0]
+    return UnavailableError(f"The artifact {key!r} cannot be reached in its store: {problem}. Try again.")

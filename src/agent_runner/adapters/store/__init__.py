@@ -1,0 +1,1 @@
+"""Resources and event logs: SQLite for one machine, memory for tests and throw-away runs."""

@@ -1,0 +1,283 @@
+"""Resources and event logs in one SQLite file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, cast
+
+import apsw
+
+from agent_runner.adapters.store.database import SqliteDatabase
+from agent_runner.errors import AlreadyExistsError, ConflictError, NotFoundError
+from agent_runner.ports.stores import LogHead, ResourceKey, StoredResource
+
+__all__ = ["SqliteDatabase", "SqliteEventLog", "SqliteResourceStore"]
+
+_COLUMNS = "r.kind, r.id, r.org, r.slug, r.body, r.version, r.fields"
+
+_LOG_BITS = 32
+"""An event's id is its log's id times 2^32, plus its seq."""
+
+
+class SqliteResourceStore:
+    """Resources in one SQLite file."""
+
+    def __init__(self, database: SqliteDatabase) -> None:
+        self._database = database
+
+    async def get(self, key: ResourceKey) -> StoredResource:
+        found = await self._database.read(partial(_select_by_id, key))
+        if found is None:
+            raise NotFoundError(key.kind, key.id)
+        return found
+
+    async def find(self, kind: str, org: str | None, slug: str) -> StoredResource | None:
+        if not slug:  # the empty slug names nothing
+            return None
+        return await self._database.read(partial(_select_by_slug, kind, org, slug))
+
+    async def put(self, resource: StoredResource, *, expected: int) -> int:
+        await self._database.write(partial(_compare_and_set, resource, expected))
+        return expected + 1
+
+    async def delete(self, key: ResourceKey) -> StoredResource:
+        return await self._database.write(partial(_remove, key))
+
+    async def list(
+        self,
+        kind: str,
+        *,
+        org: str | None = None,
+        fields: Mapping[str, str] | None = None,
+        limit: int = 50,
+        before: str | None = None,
+        oldest_first: bool = False,
+        after: str | None = None,
+    ) -> Sequence[StoredResource]:
+        edge = after if oldest_first else before
+        statement, values = _listing(kind, org, dict(fields or {}), max(limit, 0), edge, oldest_first)
+        return await self._database.read(partial(_select_all, statement, values))
+
+
+def _resource(row: Sequence[Any]) -> StoredResource:
+    kind, id_, org, slug, body, version, fields = row
+    return StoredResource(ResourceKey(kind, id_), org, slug, body, version, json.loads(fields))
+
+
+def _select_by_id(key: ResourceKey, connection: apsw.Connection) -> StoredResource | None:
+    row = connection.execute(
+        f"SELECT {_COLUMNS} FROM resources r WHERE r.kind = ? AND r.id = ?",  # noqa: S608
+        (key.kind, key.id),
+    ).get
+    return None if row is None else _resource(row)
+
+
+def _select_by_slug(
+    kind: str, org: str | None, slug: str, connection: apsw.Connection
+) -> StoredResource | None:
+    # `slug <> ''` is what lets SQLite use the partial indexes.
+    where, values = "r.kind = ? AND r.slug = ? AND r.slug <> ''", [kind, slug]
+    if org is not None:
+        where, values = where + " AND r.org = ?", [*values, org]
+    row = connection.execute(
+        f"SELECT {_COLUMNS} FROM resources r WHERE {where} ORDER BY r.id LIMIT 1",  # noqa: S608
+        values,
+    ).get
+    return None if row is None else _resource(row)
+
+
+def _listing(
+    kind: str, org: str | None, fields: Mapping[str, str], limit: int, edge: str | None, oldest_first: bool
+) -> tuple[str, Sequence[Any]]:
+    """The statement and its values for a page of resources.
+
+    The first field's index drives the query when there is one; CROSS JOIN keeps it in front.
+    """
+    order, beyond = ("ASC", ">") if oldest_first else ("DESC", "<")
+    tables, where, values = "resources r", ["r.kind = ?"], [kind]
+    id_column = "r.id"
+    for number, (name, value) in enumerate(fields.items()):
+        alias = f"f{number}"
+        if number == 0:
+            tables, id_column = f"resource_fields {alias}", f"{alias}.id"
+            where, values = [f"{alias}.kind = ?"], [kind]
+        else:
+            tables += f" CROSS JOIN resource_fields {alias}"
+            where += [f"{alias}.kind = f0.kind", f"{alias}.id = f0.id"]
+        where += [f"{alias}.name = ?", f"{alias}.value = ?"]
+        values += [name, value]
+    if fields:
+        tables += " CROSS JOIN resources r"
+        where += ["r.kind = f0.kind", "r.id = f0.id"]
+    if org is not None:
+        where, values = [*where, "r.org = ?"], [*values, org]
+    if edge is not None:
+        where, values = [*where, f"{id_column} {beyond} ?"], [*values, edge]
+    statement = (
+        f"SELECT {_COLUMNS} FROM {tables} WHERE {' AND '.join(where)} "  # noqa: S608
+        f"ORDER BY {id_column} {order} LIMIT ?"
+    )
+    return statement, [*values, limit]
+
+
+def _select_all(
+    statement: str, values: Sequence[Any], connection: apsw.Connection
+) -> Sequence[StoredResource]:
+    return [_resource(row) for row in connection.execute(statement, values)]
+
+
+def _compare_and_set(resource: StoredResource, expected: int, connection: apsw.Connection) -> None:
+    key = resource.key
+    fields = json.dumps(dict(resource.fields), sort_keys=True)
+    try:
+        if expected:
+            connection.execute(
+                "UPDATE resources SET org = ?, slug = ?, version = ?, fields = ?, body = ?"
+                " WHERE kind = ? AND id = ? AND version = ?",
+                (
+                    resource.org,
+                    resource.slug,
+                    expected + 1,
+                    fields,
+                    resource.body,
+                    key.kind,
+                    key.id,
+                    expected,
+                ),
+            )
+        else:
+            connection.execute(
+                "INSERT INTO resources (kind, id, org, slug, version, fields, body)"
+                " VALUES (?, ?, ?, ?, 1, ?, ?)",
+                (key.kind, key.id, resource.org, resource.slug, fields, resource.body),
+            )
+    except apsw.ConstraintError as error:
+        raise AlreadyExistsError(key.kind, resource.slug or key.id) from error
+    if expected and not connection.changes():
+        raise ConflictError(key.kind, key.id, expected)
+
+
+def _remove(key: ResourceKey, connection: apsw.Connection) -> StoredResource:
+    found = _select_by_id(key, connection)
+    if found is None:
+        raise NotFoundError(key.kind, key.id)
+    connection.execute("DELETE FROM resources WHERE kind = ? AND id = ?", (key.kind, key.id))
+    return found
+
+
+class SqliteEventLog:
+    """Event logs in one SQLite file, which may be the one the resources are in."""
+
+    def __init__(self, database: SqliteDatabase) -> None:
+        self._database = database
+
+    async def head(self, execution_id: str) -> LogHead:
+        return await self._database.read(partial(_select_head, execution_id))
+
+    async def append(
+        self, execution_id: str, events: Sequence[bytes], *, expected_seq: int, head: LogHead
+    ) -> None:
+        if head.last_seq != expected_seq + len(events):
+            raise ValueError(f"{len(events)} events after {expected_seq} do not end at {head.last_seq}")
+        await self._database.write(partial(_append, execution_id, list(events), expected_seq, head))
+
+    async def read(
+        self, execution_id: str, *, after_seq: int = 0, limit: int = 1000
+    ) -> Sequence[tuple[int, bytes]]:
+        return await self._database.read(partial(_select_events, execution_id, after_seq, max(limit, 0)))
+
+    async def replace(self, execution_id: str, events: Sequence[tuple[int, bytes]]) -> None:
+        await self._database.write(partial(_replace, execution_id, list(events)))
+
+    async def delete(self, execution_id: str) -> None:
+        await self._database.write(partial(_forget, execution_id))
+
+
+def _select_head(execution_id: str, connection: apsw.Connection) -> LogHead:
+    row = connection.execute(
+        "SELECT l.last_seq, l.attempt, l.position, l.snapshot_seq, coalesce(s.body, x'')"
+        " FROM logs l LEFT JOIN snapshots s ON s.log = l.id WHERE l.execution_id = ?",
+        (execution_id,),
+    ).get
+    return LogHead() if row is None else LogHead(*row)
+
+
+def _append(
+    execution_id: str, events: Sequence[bytes], expected_seq: int, head: LogHead, connection: apsw.Connection
+) -> None:
+    log = _advance(execution_id, expected_seq, head, connection)
+    _insert_events(log, enumerate(events, start=expected_seq + 1), connection)
+    # Most appends carry the snapshot that is there already; reading it costs less than writing it.
+    connection.execute(
+        "INSERT INTO snapshots (log, body) VALUES (?, ?)"
+        " ON CONFLICT (log) DO UPDATE SET body = excluded.body WHERE body <> excluded.body",
+        (log, head.snapshot),
+    )
+
+
+def _advance(execution_id: str, expected_seq: int, head: LogHead, connection: apsw.Connection) -> int:
+    """Move the head of a log, or make the log; returns the log's id."""
+    values = (head.last_seq, head.attempt, head.position, head.snapshot_seq, execution_id)
+    log = connection.execute(
+        "UPDATE logs SET last_seq = ?, attempt = ?, position = ?, snapshot_seq = ?"
+        " WHERE execution_id = ? AND last_seq = ? RETURNING id",
+        (*values, expected_seq),
+    ).get
+    if log is None and expected_seq == 0:
+        log = connection.execute(
+            "INSERT INTO logs (last_seq, attempt, position, snapshot_seq, execution_id)"
+            " VALUES (?, ?, ?, ?, ?) ON CONFLICT (execution_id) DO NOTHING RETURNING id",
+            values,
+        ).get
+    if log is None:
+        raise ConflictError("event log", execution_id, expected_seq)
+    return int(log)
+
+
+def _log_id(execution_id: str, connection: apsw.Connection) -> int | None:
+    log: int | None = connection.execute("SELECT id FROM logs WHERE execution_id = ?", (execution_id,)).get
+    return log
+
+
+def _select_events(
+    execution_id: str, after_seq: int, limit: int, connection: apsw.Connection
+) -> Sequence[tuple[int, bytes]]:
+    rows = connection.execute(
+        f"SELECT e.id - (l.id << {_LOG_BITS}), e.body FROM logs l CROSS JOIN events e"  # noqa: S608
+        f" WHERE l.execution_id = ? AND e.id > (l.id << {_LOG_BITS}) + ?"
+        f" AND e.id < ((l.id + 1) << {_LOG_BITS}) ORDER BY e.id LIMIT ?",
+        (execution_id, max(after_seq, 0), limit),
+    )
+    return cast("Sequence[tuple[int, bytes]]", rows.fetchall())
+
+
+def _insert_events(log: int, events: Iterable[tuple[int, bytes]], connection: apsw.Connection) -> None:
+    first = log << _LOG_BITS
+    connection.executemany(
+        "INSERT INTO events (id, body) VALUES (?, ?)", [(first + seq, body) for seq, body in events]
+    )
+
+
+def _drop_events(log: int, connection: apsw.Connection) -> None:
+    connection.execute(
+        "DELETE FROM events WHERE id > ? AND id < ?", (log << _LOG_BITS, (log + 1) << _LOG_BITS)
+    )
+
+
+def _replace(execution_id: str, events: Sequence[tuple[int, bytes]], connection: apsw.Connection) -> None:
+    log = _log_id(execution_id, connection)
+    if log is None:
+        raise NotFoundError("event log", execution_id)
+    _drop_events(log, connection)
+    _insert_events(log, events, connection)
+
+
+def _forget(execution_id: str, connection: apsw.Connection) -> None:
+    log = _log_id(execution_id, connection)
+    if log is None:
+        return
+    _drop_events(log, connection)
+    connection.execute("DELETE FROM snapshots WHERE log = ?", (log,))
+    connection.execute("DELETE FROM logs WHERE id = ?", (log,))
