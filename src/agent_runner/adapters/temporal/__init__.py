@@ -1,0 +1,1 @@
+"""Reaching Temporal, and running a server of our own."""

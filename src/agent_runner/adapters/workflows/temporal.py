@@ -1,0 +1,165 @@
+"""Executions as workflows of Temporal."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+from temporalio.client import WorkflowExecutionStatus, WorkflowHandle
+from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from agent_runner.adapters.temporal.connection import TemporalConnection
+from agent_runner.errors import WorkflowServiceUnavailableError
+from agent_runner.ports.workflows import (
+    RUNNER_TASK_QUEUE,
+    TASK_QUEUE_MEMO,
+    WORKFLOW_TASK_QUEUE,
+    WORKFLOW_TYPE,
+    InvokeOptions,
+    workflow_id,
+)
+from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
+
+_PATIENCE = timedelta(seconds=4.5)
+_AWAY = (RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class StarterSettings:
+    """How workflows are started.
+
+    Attributes:
+        execution_timeout: the longest one attempt of an execution may take.
+        heartbeat_timeout: silence after which an execution is given to another worker.
+        full_argument: put the whole execution into the workflow's argument, for foreign runners, which
+            do not load it by id. Its runtime environment is then readable in the workflow's history.
+    """
+
+    workflow_task_queue: str = WORKFLOW_TASK_QUEUE
+    runner_task_queue: str = RUNNER_TASK_QUEUE
+    execution_timeout: timedelta = timedelta(hours=24)
+    heartbeat_timeout: timedelta = timedelta(seconds=5)
+    max_attempts: int = 20
+    full_argument: bool = False
+
+
+class TemporalWorkflowStarter:
+    """Starts, cancels and ends the workflows of executions.
+
+    Starting is eager: where the workflow worker shares this process and this connection, the first
+    step runs without another trip to the server.
+    """
+
+    def __init__(self, connection: TemporalConnection, settings: StarterSettings | None = None) -> None:
+        self._connection = connection
+        self._settings = settings or StarterSettings()
+
+    async def start(
+        self,
+        execution_id: str,
+        session_id: str,
+        agent_id: str,
+        *,
+        waiting_caller: bool,
+        execution: AgentExecution | None = None,
+    ) -> None:
+        argument = self._argument(execution_id, session_id, agent_id, execution)
+        settings = self._settings
+        options = InvokeOptions(
+            waiting_caller=waiting_caller,
+            execution_timeout_seconds=settings.execution_timeout.total_seconds(),
+            heartbeat_timeout_seconds=settings.heartbeat_timeout.total_seconds(),
+            max_attempts=settings.max_attempts,
+        )
+        async with self._calling():
+            client = await self._connection.client()
+            try:
+                await client.start_workflow(
+                    WORKFLOW_TYPE,
+                    args=[argument, options],
+                    id=workflow_id(execution_id),
+                    task_queue=settings.workflow_task_queue,
+                    memo={TASK_QUEUE_MEMO: settings.runner_task_queue},
+                    id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                    id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                    request_eager_start=True,
+                    rpc_timeout=_PATIENCE,
+                )
+            except WorkflowAlreadyStartedError:
+                return
+
+    async def cancel(self, execution_id: str) -> bool:
+        async with self._calling():
+            handle = await self._handle(execution_id)
+            # Temporal takes a cancel of a workflow that has ended without a word.
+            return await _runs(handle) and await _found(handle.cancel(rpc_timeout=_PATIENCE))
+
+    async def terminate(self, execution_id: str, reason: str) -> bool:
+        async with self._calling():
+            handle = await self._handle(execution_id)
+            return await _found(handle.terminate(reason=reason, rpc_timeout=_PATIENCE))
+
+    async def running(self, execution_id: str) -> bool:
+        async with self._calling():
+            return await _runs(await self._handle(execution_id))
+
+    async def reachable(self) -> bool:
+        return await self._connection.reachable()
+
+    def _argument(
+        self, execution_id: str, session_id: str, agent_id: str, execution: AgentExecution | None
+    ) -> AgentExecution:
+        """Ids alone, or the whole without what nobody but us may read: the callback token."""
+        argument = AgentExecution()
+        if execution is not None and self._settings.full_argument:
+            argument.CopyFrom(execution)
+            argument.spec.ClearField("callback_token")
+            argument.status.ClearField("callback_token")
+        elif execution is not None:
+            argument.metadata.name, argument.metadata.org = execution.metadata.name, execution.metadata.org
+        argument.metadata.id = execution_id
+        argument.spec.session_id = session_id
+        argument.spec.agent_id = agent_id
+        return argument
+
+    async def _handle(self, execution_id: str) -> WorkflowHandle[object, object]:
+        client = await self._connection.client()
+        return client.get_workflow_handle(workflow_id(execution_id))
+
+    @asynccontextmanager
+    async def _calling(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(_PATIENCE.total_seconds()):
+                yield
+        except TimeoutError as error:
+            raise WorkflowServiceUnavailableError(self._connection.address) from error
+        except RPCError as error:
+            if error.status in _AWAY:
+                raise WorkflowServiceUnavailableError(self._connection.address) from error
+            raise
+
+
+async def _runs(handle: WorkflowHandle[object, object]) -> bool:
+    try:
+        description = await handle.describe(rpc_timeout=_PATIENCE)
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            return False
+        raise
+    return description.status is WorkflowExecutionStatus.RUNNING
+
+
+async def _found(call: Awaitable[None]) -> bool:
+    """False where the server says that nothing runs under the id."""
+    try:
+        await call
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            return False
+        raise
+    return True

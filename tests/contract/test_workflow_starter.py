@@ -1,0 +1,141 @@
+"""What every way to start workflows keeps."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from agent_runner.adapters.temporal.connection import TemporalConnection
+from agent_runner.adapters.temporal.managed import ManagedTemporal
+from agent_runner.adapters.workflows.memory import MemoryWorkflowStarter
+from agent_runner.adapters.workflows.temporal import StarterSettings, TemporalWorkflowStarter
+from agent_runner.errors import WorkflowServiceUnavailableError
+from agent_runner.ports.workflows import TASK_QUEUE_MEMO, WorkflowStarter, workflow_id
+from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
+
+
+@dataclass
+class Backend:
+    starter: WorkflowStarter
+    away: WorkflowStarter
+    """The same without a service to talk to."""
+
+
+@pytest.fixture(scope="module")
+def temporal_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("temporal")
+
+
+@pytest.fixture(params=["memory", "temporal"])
+async def backend(request: pytest.FixtureRequest, temporal_dir: Path) -> AsyncIterator[Backend]:
+    if request.param == "memory":
+        away = MemoryWorkflowStarter()
+        away.available = False
+        yield Backend(MemoryWorkflowStarter(), away)
+        return
+    async with ManagedTemporal(temporal_dir) as temporal:
+        here = TemporalWorkflowStarter(TemporalConnection.managed(temporal.address))
+        with socket.socket() as nobody:  # bound, not listening: connections are refused
+            nobody.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{nobody.getsockname()[1]}"
+            yield Backend(here, TemporalWorkflowStarter(TemporalConnection.managed(address)))
+
+
+async def test_a_start_makes_the_execution_run_until_it_is_terminated(backend: Backend) -> None:
+    starter = backend.starter
+    assert not await starter.running("aex-1")
+
+    await starter.start("aex-1", "ses-1", "agt-1", waiting_caller=False)
+
+    assert await starter.running("aex-1")
+    assert await starter.terminate("aex-1", "enough")
+    assert not await starter.running("aex-1")
+    assert not await starter.terminate("aex-1", "enough")
+
+
+async def test_starting_again_does_nothing_while_it_runs_and_after(backend: Backend) -> None:
+    starter = backend.starter
+    await starter.start("aex-2", "ses-1", "agt-1", waiting_caller=False)
+    await starter.start("aex-2", "ses-1", "agt-1", waiting_caller=False)
+    assert await starter.terminate("aex-2", "enough")
+
+    await starter.start("aex-2", "ses-1", "agt-1", waiting_caller=False)
+
+    assert not await starter.running("aex-2")
+
+
+async def test_a_cancel_finds_only_what_runs(backend: Backend) -> None:
+    starter = backend.starter
+    assert not await starter.cancel("aex-3")
+    await starter.start("aex-3", "ses-1", "agt-1", waiting_caller=False)
+    assert await starter.cancel("aex-3")
+    await starter.start("aex-31", "ses-1", "agt-1", waiting_caller=False)
+    await starter.terminate("aex-31", "enough")
+    assert not await starter.cancel("aex-31")
+
+
+async def test_many_starts_of_one_execution_at_once_are_one(backend: Backend) -> None:
+    await asyncio.gather(
+        *(backend.starter.start("aex-4", "ses-1", "agt-1", waiting_caller=True) for _ in range(8))
+    )
+    assert await backend.starter.running("aex-4")
+    await backend.starter.terminate("aex-4", "enough")
+
+
+async def test_a_service_that_is_away_is_told_within_five_seconds(backend: Backend) -> None:
+    assert await backend.starter.reachable()
+    assert not await backend.away.reachable()
+    began = time.monotonic()
+
+    with pytest.raises(WorkflowServiceUnavailableError, match="cannot be reached"):
+        await backend.away.start("aex-5", "ses-1", "agt-1", waiting_caller=False)
+
+    assert time.monotonic() - began < 5.5
+
+
+async def test_a_service_that_goes_away_later_is_told_within_five_seconds(temporal_dir: Path) -> None:
+    temporal = ManagedTemporal(temporal_dir)
+    await temporal.start()
+    starter = TemporalWorkflowStarter(TemporalConnection.managed(temporal.address))
+    await starter.start("aex-6", "ses-1", "agt-1", waiting_caller=False)
+    await temporal.stop()
+    began = time.monotonic()
+
+    with pytest.raises(WorkflowServiceUnavailableError):
+        await starter.start("aex-7", "ses-1", "agt-1", waiting_caller=False)
+    with pytest.raises(WorkflowServiceUnavailableError):
+        await starter.cancel("aex-6")
+
+    assert time.monotonic() - began < 11
+
+
+@pytest.mark.parametrize("full", [False, True])
+async def test_the_argument_holds_ids_or_all_but_the_token(temporal_dir: Path, full: bool) -> None:
+    execution = AgentExecution()
+    execution.metadata.id, execution.metadata.name, execution.metadata.org = "aex-8", "say hello", "acme"
+    execution.spec.message = "hello"
+    execution.spec.execution_config.options.limits.tool_calls = 3
+    execution.spec.callback_token = b"token"
+    async with ManagedTemporal(temporal_dir) as temporal:
+        connection = TemporalConnection.managed(temporal.address)
+        starter = TemporalWorkflowStarter(connection, StarterSettings(full_argument=full))
+        name = f"aex-8-{full}"
+        await starter.start(name, "ses-1", "agt-1", waiting_caller=True, execution=execution)
+
+        handle = (await connection.client()).get_workflow_handle(workflow_id(name))
+        history = await handle.fetch_history()
+        started = history.events[0].workflow_execution_started_event_attributes
+        payload, _options = started.input.payloads
+        assert payload.metadata["encoding"] == b"json/protobuf"
+        assert b"callbackToken" not in payload.data
+        assert b"limits" not in payload.data
+        assert (b"hello" in payload.data.replace(b"say hello", b"")) is full
+        assert b"acme" in payload.data
+        assert TASK_QUEUE_MEMO in started.memo.fields
+        assert started.memo.fields[TASK_QUEUE_MEMO].data == b'"agent_execution_runner"'
