@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61gent_runner/v1/status.proto\x12\x0f\x61gent_runner.v1\"\xbb\x01\n\x05Usage\x12!\n\x0cinput_tokens\x18\x01 \x01(\x03R\x0binputTokens\x12#\n\routput_tokens\x18\x02 \x01(\x03R\x0coutputTokens\x12.\n\x13\x63\x61\x63hed_input_tokens\x18\x03 \x01(\x03R\x11\x63\x61\x63hedInputTokens\x12\x1f\n\x0bmodel_calls\x18\x04 \x01(\x03R\nmodelCalls\x12\x19\n\x08\x63ost_usd\x18\x05 \x01(\x01R\x07\x63ostUsd\"M\n\tUsedSkill\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x12\n\x04hash\x18\x03 \x01(\tR\x04hash\"\xdd\x02\n\tRunStatus\x12\x19\n\x08last_seq\x18\x01 \x01(\x03R\x07lastSeq\x12\x18\n\x07\x61ttempt\x18\x02 \x01(\x03R\x07\x61ttempt\x12,\n\x05usage\x18\x03 \x01(\x0b\x32\x16.agent_runner.v1.UsageR\x05usage\x12\x1a\n\x08warnings\x18\x04 \x03(\tR\x08warnings\x12\x14\n\x05model\x18\x05 \x01(\tR\x05model\x12\x16\n\x06\x65ngine\x18\x06 \x01(\tR\x06\x65ngine\x12\x1d\n\nsandbox_id\x18\x07 \x01(\tR\tsandboxId\x12\x32\n\x06skills\x18\x08 \x03(\x0b\x32\x1a.agent_runner.v1.UsedSkillR\x06skills\x12)\n\x10\x63\x61ncel_requested\x18\t \x01(\x08R\x0f\x63\x61ncelRequested\x12%\n\x0equeue_position\x18\n \x01(\x05R\rqueuePositionb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61gent_runner/v1/status.proto\x12\x0f\x61gent_runner.v1\"\xbb\x01\n\x05Usage\x12!\n\x0cinput_tokens\x18\x01 \x01(\x03R\x0binputTokens\x12#\n\routput_tokens\x18\x02 \x01(\x03R\x0coutputTokens\x12.\n\x13\x63\x61\x63hed_input_tokens\x18\x03 \x01(\x03R\x11\x63\x61\x63hedInputTokens\x12\x1f\n\x0bmodel_calls\x18\x04 \x01(\x03R\nmodelCalls\x12\x19\n\x08\x63ost_usd\x18\x05 \x01(\x01R\x07\x63ostUsd\"_\n\tUsedSkill\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x12\n\x04hash\x18\x03 \x01(\tR\x04hash\x12\x10\n\x03org\x18\x04 \x01(\tR\x03org\"\xdd\x02\n\tRunStatus\x12\x19\n\x08last_seq\x18\x01 \x01(\x03R\x07lastSeq\x12\x18\n\x07\x61ttempt\x18\x02 \x01(\x03R\x07\x61ttempt\x12,\n\x05usage\x18\x03 \x01(\x0b\x32\x16.agent_runner.v1.UsageR\x05usage\x12\x1a\n\x08warnings\x18\x04 \x03(\tR\x08warnings\x12\x14\n\x05model\x18\x05 \x01(\tR\x05model\x12\x16\n\x06\x65ngine\x18\x06 \x01(\tR\x06\x65ngine\x12\x1d\n\nsandbox_id\x18\x07 \x01(\tR\tsandboxId\x12\x32\n\x06skills\x18\x08 \x03(\x0b\x32\x1a.agent_runner.v1.UsedSkillR\x06skills\x12)\n\x10\x63\x61ncel_requested\x18\t \x01(\x08R\x0f\x63\x61ncelRequested\x12%\n\x0equeue_position\x18\n \x01(\x05R\rqueuePositionb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,7 +34,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_USAGE']._serialized_start=50
   _globals['_USAGE']._serialized_end=237
   _globals['_USEDSKILL']._serialized_start=239
-  _globals['_USEDSKILL']._serialized_end=316
-  _globals['_RUNSTATUS']._serialized_start=319
-  _globals['_RUNSTATUS']._serialized_end=668
+  _globals['_USEDSKILL']._serialized_end=334
+  _globals['_RUNSTATUS']._serialized_start=337
+  _globals['_RUNSTATUS']._serialized_end=686
 # @@protoc_insertion_point(module_scope)

@@ -62,21 +62,26 @@ class UsedSkill(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     HASH_FIELD_NUMBER: _builtins.int
+    ORG_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """Its slug."""
     version: _builtins.str
     """The version that was asked for: empty, `latest`, a tag or a hash."""
     hash: _builtins.str
-    """SHA-256 of the artifact, 64 hexadecimal digits."""
+    """SHA-256 of the artifact, 64 hexadecimal digits. A retried execution keeps to it."""
+    org: _builtins.str
+    """Organization of the skill."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         version: _builtins.str = ...,
         hash: _builtins.str = ...,
+        org: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hash", b"hash", "name", b"name", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hash", b"hash", "name", b"name", "org", b"org", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

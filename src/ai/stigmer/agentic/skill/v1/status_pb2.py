@@ -26,7 +26,7 @@ from ai.stigmer.commons.apiresource import status_pb2 as ai_dot_stigmer_dot_comm
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(ai/stigmer/agentic/skill/v1/status.proto\x12\x1b\x61i.stigmer.agentic.skill.v1\x1a+ai/stigmer/commons/apiresource/status.proto\x1a\x1b\x62uf/validate/validate.proto\"\xc0\x02\n\x0bSkillStatus\x12\x46\n\x05\x61udit\x18\x63 \x01(\x0b\x32\x30.ai.stigmer.commons.apiresource.ApiResourceAuditR\x05\x61udit\x12\x38\n\x0cversion_hash\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-f0-9]{64}$R\x0bversionHash\x12\x30\n\x14\x61rtifact_storage_key\x18\x02 \x01(\tR\x12\x61rtifactStorageKey\x12=\n\x05state\x18\x03 \x01(\x0e\x32\'.ai.stigmer.agentic.skill.v1.SkillStateR\x05state\x12\x1e\n\nsize_bytes\x18\xe8\x07 \x01(\x03R\tsizeBytes\x12\x1e\n\nfile_count\x18\xe9\x07 \x01(\x05R\tfileCount*s\n\nSkillState\x12\x1b\n\x17SKILL_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15SKILL_STATE_UPLOADING\x10\x01\x12\x15\n\x11SKILL_STATE_READY\x10\x02\x12\x16\n\x12SKILL_STATE_FAILED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(ai/stigmer/agentic/skill/v1/status.proto\x12\x1b\x61i.stigmer.agentic.skill.v1\x1a+ai/stigmer/commons/apiresource/status.proto\x1a\x1b\x62uf/validate/validate.proto\"\xe0\x02\n\x0bSkillStatus\x12\x46\n\x05\x61udit\x18\x63 \x01(\x0b\x32\x30.ai.stigmer.commons.apiresource.ApiResourceAuditR\x05\x61udit\x12\x38\n\x0cversion_hash\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[a-f0-9]{64}$R\x0bversionHash\x12\x30\n\x14\x61rtifact_storage_key\x18\x02 \x01(\tR\x12\x61rtifactStorageKey\x12=\n\x05state\x18\x03 \x01(\x0e\x32\'.ai.stigmer.agentic.skill.v1.SkillStateR\x05state\x12\x1e\n\nsize_bytes\x18\xe8\x07 \x01(\x03R\tsizeBytes\x12\x1e\n\nfile_count\x18\xe9\x07 \x01(\x05R\tfileCount\x12\x1e\n\nversion_id\x18\xea\x07 \x01(\tR\tversionId*s\n\nSkillState\x12\x1b\n\x17SKILL_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15SKILL_STATE_UPLOADING\x10\x01\x12\x15\n\x11SKILL_STATE_READY\x10\x02\x12\x16\n\x12SKILL_STATE_FAILED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,8 +35,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SKILLSTATUS'].fields_by_name['version_hash']._loaded_options = None
   _globals['_SKILLSTATUS'].fields_by_name['version_hash']._serialized_options = b'\272H\022r\0202\016^[a-f0-9]{64}$'
-  _globals['_SKILLSTATE']._serialized_start=470
-  _globals['_SKILLSTATE']._serialized_end=585
+  _globals['_SKILLSTATE']._serialized_start=502
+  _globals['_SKILLSTATE']._serialized_end=617
   _globals['_SKILLSTATUS']._serialized_start=148
-  _globals['_SKILLSTATUS']._serialized_end=468
+  _globals['_SKILLSTATUS']._serialized_end=500
 # @@protoc_insertion_point(module_scope)

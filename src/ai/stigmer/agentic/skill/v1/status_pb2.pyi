@@ -56,6 +56,7 @@ class SkillStatus(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     FILE_COUNT_FIELD_NUMBER: _builtins.int
+    VERSION_ID_FIELD_NUMBER: _builtins.int
     version_hash: _builtins.str
     """SHA-256 of the zip, 64 hexadecimal digits: the version."""
     artifact_storage_key: _builtins.str
@@ -66,6 +67,8 @@ class SkillStatus(_message.Message):
     """Ours, not part of the Stigmer API: size of the zip."""
     file_count: _builtins.int
     """Ours: how many files are in it."""
+    version_id: _builtins.str
+    """Ours: id of this entry in the skill's history, as in `agent_runner.v1.SkillVersion`."""
     @_builtins.property
     def audit(self) -> _status_pb2.ApiResourceAudit:
         """Who changed it and when."""
@@ -79,10 +82,11 @@ class SkillStatus(_message.Message):
         state: Global___SkillState.ValueType = ...,
         size_bytes: _builtins.int = ...,
         file_count: _builtins.int = ...,
+        version_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_storage_key", b"artifact_storage_key", "audit", b"audit", "file_count", b"file_count", "size_bytes", b"size_bytes", "state", b"state", "version_hash", b"version_hash"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_storage_key", b"artifact_storage_key", "audit", b"audit", "file_count", b"file_count", "size_bytes", b"size_bytes", "state", b"state", "version_hash", b"version_hash", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
