@@ -117,6 +117,9 @@ class MaskedStream:
         return self._release(self._held, len(self._held))
 
     def _release(self, text: str, until: int) -> str:
+        if until == 0:
+            self._held = text
+            return ""
         spans = self._masker.spans(text) if len(text) >= SHORTEST else []
         if self._covered:
             spans = _joined([(0, self._covered), *spans])
