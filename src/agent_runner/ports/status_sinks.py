@@ -45,14 +45,27 @@ class StatusSink(ToolJournal, Protocol):
     async def flush(self) -> None:
         """Return when everything emitted is durable.
 
+        Goes on trying for as long as the caller waits.
+
         Raises:
-            FencedError: another attempt holds the execution.
+            AgentRunnerError: as `wait_stop`.
         """
         ...
 
     @property
     def cancel_requested(self) -> bool:
         """Whether an answer to an append said so."""
+        ...
+
+    async def wait_stop(self) -> None:
+        """Return when somebody asked to cancel; for as long as nobody does, wait.
+
+        Raises:
+            FencedError: another attempt holds the execution.
+            FailedPreconditionError: the execution has ended.
+            NotFoundError: it was deleted.
+            AgentRunnerError: nothing can be reported any more, for another reason.
+        """
         ...
 
     async def aclose(self) -> None:

@@ -1,0 +1,1 @@
+"""What a runner asks the control plane for."""

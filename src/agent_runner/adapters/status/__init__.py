@@ -1,0 +1,1 @@
+"""Reporting what an execution does."""
