@@ -5,6 +5,7 @@ isort:skip_file
 
 from agent_runner.v1 import events_pb2 as _events_pb2
 from ai.stigmer.agentic.agentexecution.v1 import api_pb2 as _api_pb2
+from ai.stigmer.agentic.mcpserver.v1 import spec_pb2 as _spec_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -188,3 +189,124 @@ class AppendEventsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AppendEventsResponse: _TypeAlias = AppendEventsResponse  # noqa: Y015
+
+@_typing.final
+class ResolveEnvironmentRequest(_message.Message):
+    """Asks for the variables of an execution the caller holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTION_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    execution_id: _builtins.str
+    attempt: _builtins.int
+    """The number `StartAttempt` gave."""
+    def __init__(
+        self,
+        *,
+        execution_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "execution_id", b"execution_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveEnvironmentRequest: _TypeAlias = ResolveEnvironmentRequest  # noqa: Y015
+
+@_typing.final
+class ResolveEnvironmentResponse(_message.Message):
+    """What the processes of an execution are given."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VARIABLES_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    MCP_SERVERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def variables(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResolvedVariable]:
+        """Sorted by name."""
+
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names that are required and have no value, sorted. An execution with any cannot run."""
+
+    @_builtins.property
+    def mcp_servers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReferencedMcpServer]:
+        """`McpServer` resources the agent names without a definition of its own, as far as they are there."""
+
+    def __init__(
+        self,
+        *,
+        variables: _abc.Iterable[Global___ResolvedVariable] | None = ...,
+        missing: _abc.Iterable[_builtins.str] | None = ...,
+        mcp_servers: _abc.Iterable[Global___ReferencedMcpServer] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mcp_servers", b"mcp_servers", "missing", b"missing", "variables", b"variables"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveEnvironmentResponse: _TypeAlias = ResolveEnvironmentResponse  # noqa: Y015
+
+@_typing.final
+class ResolvedVariable(_message.Message):
+    """One variable, in clear."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    IS_SECRET_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    value: _builtins.str
+    is_secret: _builtins.bool
+    """To be masked in everything people or models read."""
+    source: _builtins.str
+    """The layer that set it: `agent`, `environment SLUG` or `runtime`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: _builtins.str = ...,
+        is_secret: _builtins.bool = ...,
+        source: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_secret", b"is_secret", "name", b"name", "source", b"source", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolvedVariable: _TypeAlias = ResolvedVariable  # noqa: Y015
+
+@_typing.final
+class ReferencedMcpServer(_message.Message):
+    """An MCP server kept as a resource."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """As in `McpServerDefinition.name`: the resource's slug."""
+    @_builtins.property
+    def spec(self) -> _spec_pb2.McpServerSpec:
+        """Values of `env_spec` are in clear; they are the weakest layer, for this server alone."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        spec: _spec_pb2.McpServerSpec | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReferencedMcpServer: _TypeAlias = ReferencedMcpServer  # noqa: Y015

@@ -45,6 +45,11 @@ class RunnerServiceStub:
                 request_serializer=agent__runner_dot_v1_dot_runner__service__pb2.AppendEventsRequest.SerializeToString,
                 response_deserializer=agent__runner_dot_v1_dot_runner__service__pb2.AppendEventsResponse.FromString,
                 _registered_method=True)
+        self.ResolveEnvironment = channel.unary_unary(
+                '/agent_runner.v1.RunnerService/ResolveEnvironment',
+                request_serializer=agent__runner_dot_v1_dot_runner__service__pb2.ResolveEnvironmentRequest.SerializeToString,
+                response_deserializer=agent__runner_dot_v1_dot_runner__service__pb2.ResolveEnvironmentResponse.FromString,
+                _registered_method=True)
 
 
 class RunnerServiceServicer:
@@ -68,6 +73,16 @@ class RunnerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResolveEnvironment(self, request, context):
+        """The variables of an execution, secrets in clear: the one place where they come out. The first call
+        merges the layers and keeps the result as the execution's ExecutionContext; later attempts get the
+        same. ABORTED: a newer attempt holds the execution. FAILED_PRECONDITION: it has ended, or a
+        reference of the instance leads nowhere.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RunnerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -80,6 +95,11 @@ def add_RunnerServiceServicer_to_server(servicer, server):
                     servicer.AppendEvents,
                     request_deserializer=agent__runner_dot_v1_dot_runner__service__pb2.AppendEventsRequest.FromString,
                     response_serializer=agent__runner_dot_v1_dot_runner__service__pb2.AppendEventsResponse.SerializeToString,
+            ),
+            'ResolveEnvironment': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolveEnvironment,
+                    request_deserializer=agent__runner_dot_v1_dot_runner__service__pb2.ResolveEnvironmentRequest.FromString,
+                    response_serializer=agent__runner_dot_v1_dot_runner__service__pb2.ResolveEnvironmentResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -137,6 +157,33 @@ class RunnerService:
             '/agent_runner.v1.RunnerService/AppendEvents',
             agent__runner_dot_v1_dot_runner__service__pb2.AppendEventsRequest.SerializeToString,
             agent__runner_dot_v1_dot_runner__service__pb2.AppendEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResolveEnvironment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agent_runner.v1.RunnerService/ResolveEnvironment',
+            agent__runner_dot_v1_dot_runner__service__pb2.ResolveEnvironmentRequest.SerializeToString,
+            agent__runner_dot_v1_dot_runner__service__pb2.ResolveEnvironmentResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,6 +42,12 @@ class RunnerServiceStub:
     """Appends events in order. Safe to repeat: what was stored already is skipped. ABORTED: a newer
     attempt holds the execution, this one must stop. OUT_OF_RANGE: `position` leaves a gap.
     """
+    ResolveEnvironment: _grpc.UnaryUnaryMultiCallable[_runner_service_pb2.ResolveEnvironmentRequest, _runner_service_pb2.ResolveEnvironmentResponse]
+    """The variables of an execution, secrets in clear: the one place where they come out. The first call
+    merges the layers and keeps the result as the execution's ExecutionContext; later attempts get the
+    same. ABORTED: a newer attempt holds the execution. FAILED_PRECONDITION: it has ended, or a
+    reference of the instance leads nowhere.
+    """
 
 @_typing.type_check_only
 class RunnerServiceAsyncStub(RunnerServiceStub):
@@ -56,6 +62,12 @@ class RunnerServiceAsyncStub(RunnerServiceStub):
     AppendEvents: _aio.UnaryUnaryMultiCallable[_runner_service_pb2.AppendEventsRequest, _runner_service_pb2.AppendEventsResponse]  # type: ignore[assignment]
     """Appends events in order. Safe to repeat: what was stored already is skipped. ABORTED: a newer
     attempt holds the execution, this one must stop. OUT_OF_RANGE: `position` leaves a gap.
+    """
+    ResolveEnvironment: _aio.UnaryUnaryMultiCallable[_runner_service_pb2.ResolveEnvironmentRequest, _runner_service_pb2.ResolveEnvironmentResponse]  # type: ignore[assignment]
+    """The variables of an execution, secrets in clear: the one place where they come out. The first call
+    merges the layers and keeps the result as the execution's ExecutionContext; later attempts get the
+    same. ABORTED: a newer attempt holds the execution. FAILED_PRECONDITION: it has ended, or a
+    reference of the instance leads nowhere.
     """
 
 class RunnerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -80,6 +92,18 @@ class RunnerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_runner_service_pb2.AppendEventsResponse, _abc.Awaitable[_runner_service_pb2.AppendEventsResponse]]:
         """Appends events in order. Safe to repeat: what was stored already is skipped. ABORTED: a newer
         attempt holds the execution, this one must stop. OUT_OF_RANGE: `position` leaves a gap.
+        """
+
+    @_abc_1.abstractmethod
+    def ResolveEnvironment(
+        self,
+        request: _runner_service_pb2.ResolveEnvironmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_runner_service_pb2.ResolveEnvironmentResponse, _abc.Awaitable[_runner_service_pb2.ResolveEnvironmentResponse]]:
+        """The variables of an execution, secrets in clear: the one place where they come out. The first call
+        merges the layers and keeps the result as the execution's ExecutionContext; later attempts get the
+        same. ABORTED: a newer attempt holds the execution. FAILED_PRECONDITION: it has ended, or a
+        reference of the instance leads nowhere.
         """
 
 def add_RunnerServiceServicer_to_server(servicer: RunnerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -189,8 +189,13 @@ class McpServerDefinition(_message.Message):
     HTTP_FIELD_NUMBER: _builtins.int
     DOCKER_FIELD_NUMBER: _builtins.int
     ENABLED_TOOLS_FIELD_NUMBER: _builtins.int
+    REQUIRED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Unique within the agent; prefix of the names of its tools."""
+    required: _builtins.bool
+    """Ours, not part of the Stigmer API: the execution fails when the server cannot be reached. False: it
+    goes on without the server's tools, with a warning.
+    """
     @_builtins.property
     def stdio(self) -> Global___StdioServer: ...
     @_builtins.property
@@ -209,10 +214,11 @@ class McpServerDefinition(_message.Message):
         http: Global___HttpServer | None = ...,
         docker: Global___DockerServer | None = ...,
         enabled_tools: _abc.Iterable[_builtins.str] | None = ...,
+        required: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["docker", b"docker", "http", b"http", "server_type", b"server_type", "stdio", b"stdio"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["docker", b"docker", "enabled_tools", b"enabled_tools", "http", b"http", "name", b"name", "server_type", b"server_type", "stdio", b"stdio"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["docker", b"docker", "enabled_tools", b"enabled_tools", "http", b"http", "name", b"name", "required", b"required", "server_type", b"server_type", "stdio", b"stdio"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_server_type: _TypeAlias = _typing.Literal["stdio", "http", "docker"]  # noqa: Y015
     _WhichOneofArgType_server_type: _TypeAlias = _typing.Literal["server_type", b"server_type"]  # noqa: Y015
@@ -280,7 +286,9 @@ Global___StdioServer: _TypeAlias = StdioServer  # noqa: Y015
 
 @_typing.final
 class HttpServer(_message.Message):
-    """An MCP server reached over streamable HTTP."""
+    """An MCP server reached over streamable HTTP, or over HTTP with server-sent events where it speaks only
+    that.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

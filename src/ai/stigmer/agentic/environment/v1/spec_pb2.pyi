@@ -51,7 +51,7 @@ class EnvironmentSpec(_message.Message):
     """For people."""
     @_builtins.property
     def data(self) -> _containers.MessageMap[_builtins.str, Global___EnvironmentValue]:
-        """By name, such as `API_TOKEN`."""
+        """By name, such as `API_TOKEN`: letters, digits and `_`, no digit first."""
 
     def __init__(
         self,
@@ -77,9 +77,12 @@ class EnvironmentValue(_message.Message):
     IS_SECRET_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     value: _builtins.str
-    """A secret one is encrypted at rest and comes back masked; sending the mask keeps what is stored."""
+    """A secret one is encrypted at rest and comes back as `********`; sending that keeps what is stored.
+    `{{unset}}` removes the variable earlier layers have set. Empty in the `env_spec` of an agent or an
+    MCP server: a later layer must set it. At most 64 KiB.
+    """
     is_secret: _builtins.bool
-    """Also masks the value in events, logs and traces."""
+    """Also masks the value in events, logs and traces. Holds for what later layers set, too."""
     description: _builtins.str
     """For people."""
     def __init__(

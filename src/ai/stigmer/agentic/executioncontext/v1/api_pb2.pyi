@@ -21,8 +21,9 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ExecutionContext(_message.Message):
-    """Variables of one execution, kept as a resource of their own. Our server stores it; executions take
-    their variables from `AgentExecutionSpec.runtime_env`.
+    """The resolved variables of one execution: agent, environments and `runtime_env` merged. Our server makes
+    it when a runner first asks for them and removes it when the execution ends, so that each attempt gets
+    the same ones.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

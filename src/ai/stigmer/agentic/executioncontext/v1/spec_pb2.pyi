@@ -76,7 +76,7 @@ class ExecutionValue(_message.Message):
     VALUE_FIELD_NUMBER: _builtins.int
     IS_SECRET_FIELD_NUMBER: _builtins.int
     value: _builtins.str
-    """A secret one is encrypted at rest and comes back masked."""
+    """A secret one is encrypted at rest and comes back as `********`. `{{unset}}` removes the variable."""
     is_secret: _builtins.bool
     """Also masks the value in events, logs and traces."""
     def __init__(
