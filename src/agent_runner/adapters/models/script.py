@@ -11,11 +11,12 @@ import hashlib
 import json
 import re
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from langchain_core import exceptions as known
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
 from langchain_core.language_models.base import LanguageModelInput
@@ -40,6 +41,7 @@ _TOKEN = re.compile(r"\s*\S{1,6}|\s+")
 _TEMPLATE = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 _MOST_REMEMBERED_FAILURES = 4096
 
+# The kinds without a code are errors below HTTP.
 _STATUS_CODES = {
     "rate_limit": 429,
     "overloaded": 529,
@@ -71,6 +73,25 @@ class ScriptedFailureError(Exception):
         self.retry_after = failure.retry_after
         self.status_code = _STATUS_CODES.get(failure.kind)
         super().__init__(failure.message or _WORDS[failure.kind])
+
+
+class _OverflowError(ScriptedFailureError, known.ContextOverflowError):
+    """As the engines know it: they shorten the conversation and ask again."""
+
+
+class _DroppedError(ScriptedFailureError, known.ModelConnectionError):
+    """The stream ended early."""
+
+
+class _TimedOutError(ScriptedFailureError, known.ModelTimeoutError):
+    """No answer in time."""
+
+
+_CLASSES: Mapping[str, type[ScriptedFailureError]] = {
+    "too_long": _OverflowError,
+    "dropped": _DroppedError,
+    "timeout": _TimedOutError,
+}
 
 
 class FailureCounter:
@@ -136,7 +157,7 @@ class ScriptedChatModel(BaseChatModel):
     ) -> ChatResult:
         place = self._place(messages, _namespace(run_manager))
         if place.step.fail and self.failures.fails(place.step.fail, place.key):
-            raise ScriptedFailureError(place.step.fail)
+            raise _failure(place.step.fail)
         return _joined(chunk for chunk, _ in self._chunks(place, messages))
 
     async def _agenerate(
@@ -173,7 +194,7 @@ class ScriptedChatModel(BaseChatModel):
         sent = 0
         for chunk, tokens in self._chunks(place, messages):
             if failure and sent >= failure.after_tokens:
-                raise ScriptedFailureError(failure)
+                raise _failure(failure)
             await _pause(delay * tokens)
             yield chunk
             sent += tokens
@@ -267,6 +288,10 @@ class ScriptLibrary:
         if path not in self._read or self._read[path][0] != changed:
             self._read[path] = (changed, read_script(path))
         return ScriptedChatModel(script=self._read[path][1], script_name=path.stem, failures=self._failures)
+
+
+def _failure(failure: Failure) -> ScriptedFailureError:
+    return _CLASSES.get(failure.kind, ScriptedFailureError)(failure)
 
 
 def _is_from_user(message: BaseMessage) -> bool:

@@ -1,0 +1,101 @@
+"""Making deep agents: the port's specification to the engine's graph."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from deepagents import create_deep_agent
+from deepagents.middleware.subagents import GENERAL_PURPOSE_SUBAGENT
+from langchain.agents.middleware import AgentMiddleware, TodoListMiddleware
+
+from agent_runner.adapters.agents.deepagents.session import DeepAgentSession
+from agent_runner.adapters.agents.limits import LimitCounter
+from agent_runner.adapters.agents.model_calls import ModelCalls, RetryPolicy
+from agent_runner.adapters.agents.tool_calls import ToolCalls, report_output
+from agent_runner.adapters.sandbox.deepagents_backend import SandboxBackend
+from agent_runner.ports.agents import AgentSession, AgentSpecification, Checkpoints, ToolJournal
+from agent_runner.ports.sandboxes import OnOutput, Sandbox
+
+MakeBackend = Callable[[Sandbox, OnOutput], Any]
+
+
+class DeepAgentsFactory:
+    """The `AgentFactory` of deepagents.
+
+    Args:
+        recursion_limit: the most super-steps of a turn, a model call and its tools being about three.
+        retries: how model calls are tried again.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        *,
+        recursion_limit: int = 1000,
+        retries: RetryPolicy = RetryPolicy(),  # noqa: B008 (a frozen value)
+    ) -> None:
+        self._checkpoints = checkpoints
+        self._recursion_limit = recursion_limit
+        self._retries = retries
+
+    @property
+    def engine(self) -> str:
+        return f"deepagents {version('deepagents')}"
+
+    @asynccontextmanager
+    async def open(
+        self, specification: AgentSpecification, journal: ToolJournal
+    ) -> AsyncIterator[AgentSession]:
+        """See `AgentFactory.open`."""
+        limits = LimitCounter(specification.limits)
+        guards = [
+            ToolCalls(journal, limits),
+            ModelCalls(specification.model.name, limits, self._retries),
+        ]
+        # The backend needs the loop it is made on; the graph takes milliseconds of schemas.
+        backend = SandboxBackend(specification.sandbox, on_output=report_output)
+        graph = await asyncio.to_thread(self._build, specification, backend, guards)
+        yield DeepAgentSession(graph, specification, journal, self._checkpoints, self._recursion_limit)
+
+    def _build(
+        self,
+        specification: AgentSpecification,
+        backend: Any,
+        guards: list[AgentMiddleware[Any, Any, Any]],
+    ) -> Any:
+        return create_deep_agent(
+            model=specification.model.chat,
+            tools=list(specification.tools),
+            system_prompt=specification.instructions,
+            middleware=[TodoListMiddleware(), *guards],
+            subagents=_sub_agents(specification, guards),
+            backend=backend,
+            checkpointer=self._checkpoints.saver,
+            name=specification.name or None,
+        )
+
+
+def _sub_agents(specification: AgentSpecification, guards: list[AgentMiddleware[Any, Any, Any]]) -> Any:
+    """The engine's specifications; the general-purpose one is spelled out to get our guards as well."""
+    given: list[dict[str, Any]] = [
+        {
+            "name": sub_agent.name,
+            "description": sub_agent.description,
+            "system_prompt": sub_agent.instructions,
+            "tools": list(sub_agent.tools),
+            "middleware": list(guards),
+        }
+        for sub_agent in specification.sub_agents
+    ]
+    general: dict[str, Any] = {
+        **GENERAL_PURPOSE_SUBAGENT,
+        "tools": list(specification.tools),
+        "middleware": list(guards),
+    }
+    if all(sub_agent["name"] != general["name"] for sub_agent in given):
+        given.append(general)
+    return given

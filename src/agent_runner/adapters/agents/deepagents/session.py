@@ -1,0 +1,176 @@
+"""One deep agent and one turn of it: fresh, or gone on with from its checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
+from typing import Any
+
+from deepagents.middleware.subagents import GENERAL_PURPOSE_SUBAGENT
+from langchain_core.exceptions import ContextOverflowError
+from langchain_core.messages import HumanMessage
+from langgraph.errors import GraphDrained, GraphRecursionError
+from langgraph.runtime import RunControl
+
+from agent_runner.adapters.agents.events import (
+    changed_todos,
+    completed_message,
+    result_of,
+    started_message,
+    text_of,
+)
+from agent_runner.adapters.agents.normalizer import SUB_AGENT_TOOL, Normalizer
+from agent_runner.adapters.agents.signals import Barrier
+from agent_runner.adapters.models.failures import diagnose, explain
+from agent_runner.adapters.models.prices import cost_of, price_of
+from agent_runner.errors import LimitReachedError
+from agent_runner.ports.agents import AgentSpecification, Checkpoints, DrainedError, ToolJournal, Turn
+from agent_runner.v1.events_pb2 import ExecutionEvent, SubAgentCompleted
+
+STREAM_MODES = ["messages", "tasks", "custom"]
+EXECUTION_ID = "execution_id"
+
+
+class Standing(Enum):
+    """How far the checkpoints say a turn has come."""
+
+    NEW = "new"
+    UNFINISHED = "unfinished"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What the checkpoints hold of a turn.
+
+    Attributes:
+        messages: those after the turn's own message, oldest first.
+        pending: results of tools that finished in the step that did not.
+    """
+
+    standing: Standing
+    messages: list[Any] = field(default_factory=list)
+    pending: list[Any] = field(default_factory=list)
+    todos: list[Any] = field(default_factory=list)
+
+
+class DeepAgentSession:
+    """The `AgentSession` of deepagents."""
+
+    def __init__(
+        self,
+        graph: Any,
+        specification: AgentSpecification,
+        journal: ToolJournal,
+        checkpoints: Checkpoints,
+        recursion_limit: int,
+    ) -> None:
+        self._graph = graph
+        self._specification = specification
+        self._journal = journal
+        self._saver = checkpoints.saver
+        self._recursion_limit = recursion_limit
+        self._control = RunControl()
+
+    async def unfinished(self, turn: Turn) -> bool:
+        """See `AgentSession.unfinished`."""
+        return (await self._past(turn)).standing is not Standing.NEW
+
+    async def run(self, turn: Turn) -> AsyncIterator[ExecutionEvent]:
+        """See `AgentSession.run`."""
+        past = await self._past(turn)
+        for event in self._perhaps_lost(past):
+            yield event
+        if past.standing is Standing.FINISHED:
+            return
+        given = None
+        if past.standing is Standing.NEW:
+            given = {"messages": [HumanMessage(turn.message, id=f"human-{turn.execution_id}")]}
+        try:
+            async with aclosing(self._events(given, turn)) as events:
+                async for event in events:
+                    yield event
+        except GraphDrained as drained:
+            raise DrainedError(str(drained)) from drained
+        except GraphRecursionError as error:
+            raise LimitReachedError("steps", self._recursion_limit) from error
+        except ContextOverflowError as error:
+            raise explain(diagnose(error), self._specification.model.name, error) from error
+
+    def request_drain(self, reason: str) -> None:
+        """See `AgentSession.request_drain`."""
+        self._control.request_drain(reason)
+
+    async def _events(self, given: Any, turn: Turn) -> AsyncGenerator[ExecutionEvent, None]:
+        specification = self._specification
+        names = {sub_agent.name for sub_agent in specification.sub_agents}
+        cost = partial(cost_of, price_of(specification.model.name))
+        normalizer = Normalizer(names | {GENERAL_PURPOSE_SUBAGENT["name"]}, cost)
+        stream = self._graph.astream(
+            given,
+            self._config(turn),
+            stream_mode=STREAM_MODES,
+            subgraphs=True,
+            # A step's checkpoint is on disk before the next step begins: were it not, a crash could lose
+            # the message that asked for a tool which has run, and the model would ask again.
+            durability="sync",
+            control=self._control,
+        )
+        async with aclosing(stream) as items:
+            async for namespace, mode, data in items:
+                if type(data) is Barrier:
+                    data.passed.set()
+                    continue
+                for event in normalizer.events(namespace, mode, data):
+                    yield event
+
+    def _config(self, turn: Turn) -> dict[str, Any]:
+        return {
+            "configurable": {"thread_id": turn.thread_id},
+            "recursion_limit": self._recursion_limit,
+            "metadata": {EXECUTION_ID: turn.execution_id},
+        }
+
+    async def _past(self, turn: Turn) -> Past:
+        config = {"configurable": {"thread_id": turn.thread_id, "checkpoint_ns": ""}}
+        saved = await self._saver.aget_tuple(config)
+        if saved is None or saved.metadata.get(EXECUTION_ID) != turn.execution_id:
+            return Past(Standing.NEW)
+        state = await self._graph.aget_state({"configurable": {"thread_id": turn.thread_id}})
+        return Past(
+            Standing.UNFINISHED if state.next else Standing.FINISHED,
+            _since(state.values.get("messages", []), f"human-{turn.execution_id}"),
+            [m for task in state.tasks if isinstance(task.result, dict) for m in _tool_messages(task.result)],
+            state.values.get("todos") or [],
+        )
+
+    def _perhaps_lost(self, past: Past) -> Iterator[ExecutionEvent]:
+        """Events the attempt before may not have got out: what came after its last entry in the journal."""
+        answers = [message for message in past.messages if message.type == "ai"]
+        if not answers:
+            return
+        last = answers[-1]
+        if not any(self._journal.recorded(call["id"]) for call in last.tool_calls):
+            text = text_of(last.content)
+            yield started_message(str(last.id), text)
+            yield completed_message(str(last.id), text)
+        if past.todos:
+            yield changed_todos(past.todos)
+        after = past.messages[past.messages.index(last) + 1 :]
+        for message in (*after, *past.pending):
+            if message.type == "tool" and message.name == SUB_AGENT_TOOL and message.status != "error":
+                done = SubAgentCompleted(id=message.tool_call_id, output=result_of(message.content))
+                yield ExecutionEvent(sub_agent_completed=done)
+
+
+def _since(messages: list[Any], message_id: str) -> list[Any]:
+    places = [place for place, message in enumerate(messages) if message.id == message_id]
+    return messages[places[-1] + 1 :] if places else []
+
+
+def _tool_messages(result: dict[str, Any]) -> list[Any]:
+    messages = result.get("messages") or []
+    return messages if isinstance(messages, list) else [messages]

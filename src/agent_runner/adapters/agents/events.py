@@ -1,0 +1,132 @@
+"""Events of our vocabulary from what engines give: the small rules every engine shares."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from google.protobuf.struct_pb2 import Struct
+
+from agent_runner.v1.events_pb2 import (
+    ExecutionEvent,
+    MessageCompleted,
+    MessageStarted,
+    TodosChanged,
+    ToolCallCompleted,
+    ToolCallFailed,
+    ToolCallStarted,
+)
+from agent_runner.v1.status_pb2 import Usage
+from ai.stigmer.agentic.agentexecution.v1.api_pb2 import TodoItem
+from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
+    MESSAGE_AI,
+    TODO_CANCELLED,
+    TODO_COMPLETED,
+    TODO_IN_PROGRESS,
+    TODO_PENDING,
+)
+
+_TODO_STATUS = {
+    "pending": TODO_PENDING,
+    "in_progress": TODO_IN_PROGRESS,
+    "completed": TODO_COMPLETED,
+    "cancelled": TODO_CANCELLED,
+}
+
+
+def message_id(task_id: str) -> str:
+    """A message's id from the engine's id of the step that asks for it.
+
+    The engine derives that from the checkpoint it starts at, so a call repeated by a resumed attempt
+    gives the same message.
+    """
+    return f"msg-{task_id}"
+
+
+def text_of(content: Any) -> str:
+    """The text of a message's content, be it a string or blocks; thinking and images are left out."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return "" if content is None else str(content)
+    pieces = []
+    for block in content:
+        if isinstance(block, str):
+            pieces.append(block)
+        elif isinstance(block, dict) and block.get("type") == "text":
+            pieces.append(str(block.get("text", "")))
+    return "".join(pieces)
+
+
+def result_of(content: Any) -> str:
+    """A tool's result as text: text blocks joined, anything else as JSON."""
+    if isinstance(content, list) and not all(
+        isinstance(block, str) or (isinstance(block, dict) and block.get("type") == "text")
+        for block in content
+    ):
+        return json.dumps(content, ensure_ascii=False, default=str)
+    return text_of(content)
+
+
+def started_message(message_id: str, content: str = "", sub_agent_id: str = "") -> ExecutionEvent:
+    started = MessageStarted(message_id=message_id, type=MESSAGE_AI, content=content)
+    return ExecutionEvent(sub_agent_id=sub_agent_id, message_started=started)
+
+
+def completed_message(message_id: str, content: str, sub_agent_id: str = "") -> ExecutionEvent:
+    completed = MessageCompleted(message_id=message_id, content=content)
+    return ExecutionEvent(sub_agent_id=sub_agent_id, message_completed=completed)
+
+
+def changed_todos(todos: Sequence[Mapping[str, Any]]) -> ExecutionEvent:
+    """The whole list. Engines give no ids, so an item's id is its place, from 1."""
+    items = [
+        TodoItem(
+            id=str(place),
+            content=str(todo.get("content", "")),
+            status=_TODO_STATUS.get(str(todo.get("status", "")), TODO_PENDING),
+        )
+        for place, todo in enumerate(todos, start=1)
+    ]
+    return ExecutionEvent(todos_changed=TodosChanged(todos=items))
+
+
+def started_call(
+    call_id: str, name: str, args: Mapping[str, Any], message_id: str, sub_agent_id: str
+) -> ExecutionEvent:
+    started = ToolCallStarted(tool_call_id=call_id, name=name, args=_struct(args), message_id=message_id)
+    return ExecutionEvent(sub_agent_id=sub_agent_id, tool_call_started=started)
+
+
+def completed_call(call_id: str, result: str, sub_agent_id: str) -> ExecutionEvent:
+    completed = ToolCallCompleted(tool_call_id=call_id, result=result)
+    return ExecutionEvent(sub_agent_id=sub_agent_id, tool_call_completed=completed)
+
+
+def failed_call(call_id: str, error: str, sub_agent_id: str, *, interrupted: bool = False) -> ExecutionEvent:
+    failed = ToolCallFailed(tool_call_id=call_id, error=error, interrupted=interrupted)
+    return ExecutionEvent(sub_agent_id=sub_agent_id, tool_call_failed=failed)
+
+
+def usage_from(metadata: Mapping[str, Any] | None) -> Usage:
+    """LangChain's usage metadata of one call, as ours; cost not counted yet."""
+    if not metadata:
+        return Usage(model_calls=1)
+    details = metadata.get("input_token_details") or {}
+    return Usage(
+        input_tokens=metadata.get("input_tokens") or 0,
+        output_tokens=metadata.get("output_tokens") or 0,
+        cached_input_tokens=details.get("cache_read") or 0,
+        model_calls=1,
+    )
+
+
+def _struct(args: Mapping[str, Any]) -> Struct:
+    """Arguments as a Struct; what JSON cannot say becomes text."""
+    struct = Struct()
+    try:
+        struct.update(args)
+    except (ValueError, TypeError):
+        struct.update(json.loads(json.dumps(args, default=str)))
+    return struct

@@ -1,0 +1,100 @@
+"""Around each model call: limits, retries, and errors in words for people. Any LangChain engine."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from langchain.agents.middleware import AgentMiddleware
+from langchain.agents.middleware.types import ModelRequest, ModelResponse
+from langchain_core.exceptions import ContextOverflowError
+from langgraph.config import get_config, get_stream_writer
+from langgraph.errors import GraphBubbleUp
+
+from agent_runner.adapters.agents.events import message_id, usage_from
+from agent_runner.adapters.agents.limits import LimitCounter
+from agent_runner.adapters.agents.signals import Warned
+from agent_runner.adapters.models.failures import Diagnosis, Trouble, diagnose, explain
+from agent_runner.adapters.models.prices import cost_of, price_of
+from agent_runner.errors import AgentRunnerError
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When a model call is tried again: the only place where it is.
+
+    Attributes:
+        attempts: calls in all.
+        first_delay: seconds before the second call; doubled each time, with up to a quarter of chance.
+        longest_delay: seconds; a provider that asks for a longer wait is given up.
+    """
+
+    attempts: int = 5
+    first_delay: float = 1.0
+    longest_delay: float = 60.0
+
+    def delay(self, attempt: int, diagnosis: Diagnosis) -> float | None:
+        """Seconds to wait after the failed call number `attempt`; None: do not try again."""
+        if not diagnosis.worth_retrying or attempt >= self.attempts:
+            return None
+        if diagnosis.retry_after is not None:
+            return diagnosis.retry_after if diagnosis.retry_after <= self.longest_delay else None
+        chance = 1 + random.random() / 4  # noqa: S311 (spreads retries, guards nothing)
+        return min(self.first_delay * 2.0 ** (attempt - 1) * chance, self.longest_delay)
+
+
+class ModelCalls(AgentMiddleware[Any, Any, Any]):
+    """Guards the model calls of an agent and its sub-agents.
+
+    Args:
+        model: `provider:model`, for errors and prices.
+    """
+
+    def __init__(self, model: str, limits: LimitCounter, retries: RetryPolicy) -> None:
+        super().__init__()
+        self._model = model
+        self._price = price_of(model)
+        self._limits = limits
+        self._retries = retries
+
+    async def awrap_model_call(
+        self,
+        request: ModelRequest[Any],
+        handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
+    ) -> ModelResponse[Any]:
+        attempt = 0
+        while True:
+            self._limits.before_model_call()
+            attempt += 1
+            try:
+                response = await handler(request)
+            except (AgentRunnerError, GraphBubbleUp, ContextOverflowError):
+                raise  # a context too long is the engine's to shorten, and the session's to explain
+            except Exception as error:  # noqa: BLE001 (whatever a client library raises is explained)
+                await self._wait_or_raise(error, attempt)
+            else:
+                self._finish(response)
+                return response
+
+    async def _wait_or_raise(self, error: Exception, attempt: int) -> None:
+        diagnosis = diagnose(error)
+        delay = self._retries.delay(attempt, diagnosis)
+        if delay is None:
+            raise explain(diagnosis, self._model, error) from error
+        busy = "is busy" if diagnosis.trouble is Trouble.BUSY else "did not answer"
+        get_stream_writer()(Warned(f"The provider of {self._model} {busy}; asked again."))
+        await asyncio.sleep(delay)
+
+    def _finish(self, response: ModelResponse[Any]) -> None:
+        """Give the answer the id its events have, and count it."""
+        namespace = str(get_config()["metadata"].get("langgraph_checkpoint_ns", ""))
+        for message in response.result:
+            if message.type == "ai":
+                if namespace:
+                    message.id = message_id(namespace.rpartition(":")[2])
+                usage = usage_from(getattr(message, "usage_metadata", None))
+                usage.cost_usd = cost_of(self._price, usage)
+                self._limits.used(usage)

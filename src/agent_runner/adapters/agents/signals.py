@@ -1,0 +1,29 @@
+"""What the middleware tells the session through the engine's own stream, in order with the rest."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class ToolOutput:
+    """A running tool printed something."""
+
+    tool_call_id: str
+    text: str
+    sub_agent_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """Something people should know."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Barrier:
+    """Set when all that was streamed before it has been handed on."""
+
+    passed: asyncio.Event = field(default_factory=asyncio.Event)

@@ -1,0 +1,191 @@
+"""Around each tool call: the journal, so that what a tool does happens once. Any LangChain engine.
+
+A call is begun in the journal before its tool runs and finished after, durably both times. A call an
+earlier attempt finished gives the recorded result; one it left open is run again when it changes
+nothing, and is otherwise told to the model as interrupted.
+
+A tool that raises does not end the turn: the model reads the error. An `execute` whose command fails is
+a finished call, since its result, the output and the exit code, is what was asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from langchain.agents.middleware import AgentMiddleware
+from langchain_core.messages import ToolMessage
+from langgraph.errors import GraphBubbleUp
+from langgraph.prebuilt.tool_node import ToolCallRequest
+from langgraph.types import Command
+
+from agent_runner.adapters.agents.events import completed_call, failed_call, result_of, started_call
+from agent_runner.adapters.agents.limits import LimitCounter
+from agent_runner.adapters.agents.normalizer import SUB_AGENT_TOOL
+from agent_runner.adapters.agents.signals import Barrier, ToolOutput
+from agent_runner.errors import FencedError, LimitReachedError, ModelError, UnavailableError
+from agent_runner.ports.agents import RecordedCall, ToolJournal
+
+READ_ONLY_TOOLS = frozenset({"ls", "read_file", "glob", "grep", "read", "search", "think", "list_files"})
+# These change nothing but the engine's own state, which a recorded text cannot bring back.
+STATE_ONLY_TOOLS = frozenset({"write_todos"})
+# Prints while it runs. File tools run commands too, whose output nobody asked for.
+TALKING_TOOL = "execute"
+
+INTERRUPTED = (
+    "This call was interrupted and its outcome is unknown: it may have taken effect, whole or in part. "
+    "Look at the state of things before you call it again."
+)
+
+# What ends the turn, even out of a tool: everything else is for the model to read.
+_ENDS_THE_TURN = (GraphBubbleUp, FencedError, LimitReachedError, ModelError, UnavailableError)
+
+Result = ToolMessage | Command[Any]
+Handler = Callable[[ToolCallRequest], Awaitable[Result]]
+
+
+@dataclass(slots=True)
+class _Running:
+    """The tool call this task of the event loop is in."""
+
+    call_id: str
+    name: str
+    sub_agent_id: str
+    write: Callable[[Any], None]
+    printed: bool = False
+
+
+_running: ContextVar[_Running | None] = ContextVar("agent_runner_tool_call", default=None)
+_sub_agent: ContextVar[str] = ContextVar("agent_runner_sub_agent", default="")
+
+
+def report_output(text: str) -> None:
+    """Tell watchers what the command of the running `execute` call prints; else nothing happens."""
+    running = _running.get()
+    if running is not None and running.name == TALKING_TOOL and text:
+        running.printed = True
+        running.write(ToolOutput(running.call_id, text, running.sub_agent_id))
+
+
+class ToolCalls(AgentMiddleware[Any, Any, Any]):
+    """Keeps the journal of the tool calls of an agent and its sub-agents."""
+
+    def __init__(self, journal: ToolJournal, limits: LimitCounter) -> None:
+        super().__init__()
+        self._journal = journal
+        self._limits = limits
+
+    async def awrap_tool_call(self, request: ToolCallRequest, handler: Handler) -> Result:
+        recorded = self._journal.recorded(request.tool_call["id"] or "")
+        if recorded is not None and recorded.finished:
+            if request.tool_call["name"] in STATE_ONLY_TOOLS:
+                return await handler(request)
+            return _recorded_result(request, recorded)
+        if recorded is not None and not _may_run_again(request):
+            return await self._interrupted(request)
+        if recorded is None:
+            self._limits.before_tool_call()
+        return await self._run(request, handler)
+
+    async def _run(self, request: ToolCallRequest, handler: Handler) -> Result:
+        call = request.tool_call
+        running = _Running(call["id"] or "", call["name"], _sub_agent.get(), request.runtime.stream_writer)
+        # The message that asks for the call is logged before the call.
+        await _all_handed_on(running)
+        asking = _asking_message(request)
+        await self._journal.begin(
+            started_call(running.call_id, running.name, call["args"], asking, running.sub_agent_id)
+        )
+        with _context_of(running):
+            result = await _ran(request, handler)
+        if running.printed:
+            await _all_handed_on(running)
+        message = _message_of(result, running.call_id)
+        text = result_of(message.content) if message is not None else ""
+        if message is not None and message.status == "error":
+            await self._journal.finish(failed_call(running.call_id, text, running.sub_agent_id))
+        else:
+            await self._journal.finish(completed_call(running.call_id, text, running.sub_agent_id))
+        return result
+
+    async def _interrupted(self, request: ToolCallRequest) -> ToolMessage:
+        call_id = request.tool_call["id"] or ""
+        await self._journal.finish(failed_call(call_id, INTERRUPTED, _sub_agent.get(), interrupted=True))
+        return _error(request, INTERRUPTED)
+
+
+async def _ran(request: ToolCallRequest, handler: Handler) -> Result:
+    try:
+        return await handler(request)
+    except _ENDS_THE_TURN:
+        raise
+    except Exception as error:  # noqa: BLE001 (any tool's error is for the model to read)
+        words = str(error).strip() or "no further explanation"
+        return _error(request, f"Error: {type(error).__name__}: {words}")
+
+
+async def _all_handed_on(running: _Running) -> None:
+    barrier = Barrier()
+    running.write(barrier)
+    await barrier.passed.wait()
+
+
+@contextmanager
+def _context_of(running: _Running) -> Iterator[None]:
+    token = _running.set(running)
+    inner = _sub_agent.set(running.call_id) if running.name == SUB_AGENT_TOOL else None
+    try:
+        yield
+    finally:
+        _running.reset(token)
+        if inner is not None:
+            _sub_agent.reset(inner)
+
+
+def _may_run_again(request: ToolCallRequest) -> bool:
+    """Whether running a call a second time does no harm.
+
+    A sub-agent does: its own calls are in the journal.
+    """
+    name = request.tool_call["name"]
+    if name in READ_ONLY_TOOLS or name in STATE_ONLY_TOOLS or name == SUB_AGENT_TOOL:
+        return True
+    if request.tool is None:  # there is no such tool, so nothing runs
+        return True
+    return bool((request.tool.metadata or {}).get("readOnlyHint"))
+
+
+def _asking_message(request: ToolCallRequest) -> str:
+    """Id of the message that asks for the call."""
+    state = request.state
+    messages = state.get("messages", []) if isinstance(state, dict) else getattr(state, "messages", [])
+    for message in reversed(messages):
+        for call in getattr(message, "tool_calls", ()):
+            if call["id"] == request.tool_call["id"]:
+                return str(message.id)
+    return ""
+
+
+def _message_of(result: Result, call_id: str) -> ToolMessage | None:
+    """The message of a tool's result, which a Command carries in its update."""
+    if isinstance(result, ToolMessage):
+        return result
+    update = result.update if isinstance(result, Command) else None
+    messages = update.get("messages", []) if isinstance(update, dict) else []
+    found = [m for m in messages if isinstance(m, ToolMessage) and m.tool_call_id == call_id]
+    return found[-1] if found else None
+
+
+def _recorded_result(request: ToolCallRequest, recorded: RecordedCall) -> ToolMessage:
+    if recorded.failed:
+        return _error(request, recorded.result)
+    call = request.tool_call
+    return ToolMessage(content=recorded.result, name=call["name"], tool_call_id=call["id"] or "")
+
+
+def _error(request: ToolCallRequest, text: str) -> ToolMessage:
+    call = request.tool_call
+    return ToolMessage(content=text, name=call["name"], tool_call_id=call["id"] or "", status="error")
