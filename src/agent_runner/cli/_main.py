@@ -1,0 +1,120 @@
+"""The group of all commands, and the one place where errors become text and exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import signal
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from agent_runner.cli import _errors
+from agent_runner.cli._options import shared_options
+
+COMMANDS: dict[str, str] = {
+    "up": "stack",
+    "down": "stack",
+    "status": "stack",
+    "logs": "stack",
+    "run": "run",
+    "watch": "watch",
+    "cancel": "watch",
+    "apply": "apply",
+    "get": "get",
+    "describe": "get",
+    "delete": "delete",
+    "server": "processes",
+    "worker": "processes",
+    "doctor": "processes",
+    "version": "version",
+    "completion": "version",
+}
+"""Command to the module of this package it is in, in the order of the help."""
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module when the command is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module = COMMANDS.get(cmd_name)
+        if module is None:
+            return None
+        found: click.Command = getattr(
+            importlib.import_module(f"agent_runner.cli.{module}"), f"{cmd_name}_command"
+        )
+        return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0] if args else ""
+        if name and not name.startswith("-") and name not in COMMANDS:
+            raise click.UsageError(f"No such command {name!r}.{_errors.did_you_mean(name, COMMANDS)}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+def _show_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        from agent_runner.cli.version import installed_version
+
+        click.echo(f"agent-runner {installed_version()}")
+        ctx.exit()
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog='Begin with: agent-runner run "Write a haiku into haiku.txt"',
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
+@shared_options
+def cli() -> None:
+    """Runs LLM agents durably, in a sandbox per session, and lets everybody watch."""
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run a command and end the process with its exit code."""
+    code = _run(arguments)
+    code = _flush(code)
+    if "temporalio" in sys.modules:
+        # Its threads abort the interpreter at exit, long after the work is done.
+        os._exit(code)
+    sys.exit(code)
+
+
+def _run(arguments: list[str] | None) -> int:
+    # Leaves through the same clean-up as any other end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_errors.TERMINATED))
+    extra: dict[str, Any] = {}
+    if os.environ.get("NO_COLOR"):
+        extra["color"] = False
+    try:
+        result = cli.main(arguments, prog_name="agent-runner", standalone_mode=False, **extra)
+    except BaseException as error:  # noqa: BLE001 (the edge of the process; exit codes are in _errors)
+        return _errors.report(error)
+    return result if isinstance(result, int) else 0
+
+
+def _flush(code: int) -> int:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _errors.forget_stdout()
+    except OSError as error:
+        code = _errors.report(error)
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
+    return code

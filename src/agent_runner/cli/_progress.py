@@ -1,0 +1,305 @@
+"""What a person sees of a run: plain lines in a pipe, a live view on a terminal.
+
+Both are fed events, in order, and keep the execution's status by the same fold as the server.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from typing import IO, Protocol
+
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.struct_pb2 import Struct
+
+from agent_runner.cli._output import clean, one_line
+from agent_runner.client.executions import phase_name
+from agent_runner.domain.status import StatusFold, is_terminal
+from agent_runner.v1.events_pb2 import ExecutionEvent
+from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecutionStatus, TodoItem
+from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
+    EXECUTION_FAILED,
+    MESSAGE_AI,
+    TODO_CANCELLED,
+    TODO_COMPLETED,
+    TODO_IN_PROGRESS,
+)
+
+TODO_MARKS = {TODO_COMPLETED: "[x]", TODO_IN_PROGRESS: "[>]", TODO_CANCELLED: "[-]"}
+
+
+class Progress(Protocol):
+    """Shows events as they come."""
+
+    @property
+    def status(self) -> AgentExecutionStatus:
+        """The fold of what was shown."""
+        ...
+
+    def show(self, event: ExecutionEvent) -> None:
+        """Show one event."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Show a line of our own, such as that the connection was lost."""
+        ...
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        ...
+
+
+class JsonLines:
+    """One event per line, with the JSON names of protobuf."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._fold = StatusFold()
+
+    @property
+    def status(self) -> AgentExecutionStatus:
+        return self._fold.status
+
+    def show(self, event: ExecutionEvent) -> None:
+        self._fold.apply(event)
+        self._stream.write(json.dumps(MessageToDict(event), ensure_ascii=False) + "\n")
+        self._stream.flush()
+
+    def say(self, text: str) -> None:
+        sys.stderr.write(f"{text}\n")
+
+    def close(self) -> None:
+        pass
+
+
+class Quiet:
+    """Nothing is shown; the fold alone is kept."""
+
+    def __init__(self) -> None:
+        self._fold = StatusFold()
+
+    @property
+    def status(self) -> AgentExecutionStatus:
+        return self._fold.status
+
+    def show(self, event: ExecutionEvent) -> None:
+        self._fold.apply(event)
+
+    def say(self, text: str) -> None:
+        sys.stderr.write(f"{text}\n")
+
+    def close(self) -> None:
+        pass
+
+
+class PlainLines:
+    """A line per event, flushed, for pipes and logs; text comes when a message is whole."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._lines = EventLines()
+
+    @property
+    def status(self) -> AgentExecutionStatus:
+        return self._lines.status
+
+    def show(self, event: ExecutionEvent) -> None:
+        for label, text in self._lines.of(event):
+            for line in text.splitlines() or [""]:
+                self._stream.write(f"{_clock(event.time)} {label:<8} {line}\n")
+        self._stream.flush()
+
+    def say(self, text: str) -> None:
+        sys.stderr.write(f"{text}\n")
+
+    def close(self) -> None:
+        pass
+
+
+class EventLines:
+    """Turns an event into (label, text) pairs, none for those too small to show."""
+
+    def __init__(self) -> None:
+        self._fold = StatusFold()
+        self._makers: dict[str, Callable[[ExecutionEvent], Iterator[tuple[str, str]]]] = {
+            "phase_changed": self._phase,
+            "attempt_started": self._attempt,
+            "message_started": self._message_started,
+            "message_completed": self._message,
+            "tool_call_started": self._tool_started,
+            "tool_call_completed": self._tool_completed,
+            "tool_call_failed": self._tool_failed,
+            "todos_changed": self._todos,
+            "sub_agent_started": self._sub_agent_started,
+            "sub_agent_completed": self._sub_agent_completed,
+            "approval_asked": self._approval_asked,
+            "approval_resolved": self._approval_resolved,
+            "warning_raised": self._warning,
+            "run_described": self._described,
+            "cancel_requested": self._cancel_requested,
+        }
+
+    @property
+    def status(self) -> AgentExecutionStatus:
+        return self._fold.status
+
+    def of(self, event: ExecutionEvent) -> list[tuple[str, str]]:
+        """Apply the event and tell it; text is clean and may have several lines."""
+        self._fold.apply(event)
+        maker = self._makers.get(event.WhichOneof("event") or "")
+        if maker is None:
+            return []
+        of_whom = self._sub_agent_name(event.sub_agent_id)
+        prefix = f"{of_whom}: " if of_whom else ""
+        return [(label, prefix + clean(text)) for label, text in maker(event)]
+
+    def _sub_agent_name(self, sub_agent_id: str) -> str:
+        if not sub_agent_id:
+            return ""
+        known = (s.name for s in self._fold.status.sub_agent_executions if s.id == sub_agent_id)
+        return next(known, sub_agent_id)
+
+    def _phase(self, event: ExecutionEvent) -> Iterator[tuple[str, str]]:
+        change = event.phase_changed
+        name = phase_name(change.phase)
+        if not is_terminal(change.phase):
+            yield "phase", name
+            return
+        yield "phase", f"{name}{summary(self._fold.status)}"
+        if change.error:
+            yield "error" if change.phase == EXECUTION_FAILED else "reason", change.error
+
+    def _attempt(self, event: ExecutionEvent) -> Iterator[tuple[str, str]]:
+        if event.attempt > 1:
+            started = event.attempt_started
+            yield "attempt", f"{event.attempt} on {started.worker}" + (" goes on" if started.resumed else "")
+
+    def _message_started(self, event: ExecutionEvent) -> Iterator[tuple[str, str]]:
+        return
+        yield
+
+    def _message(self, event: ExecutionEvent) -> Iterator[tuple[str, str]]:
+        message = find_message(self._fold.status, event.message_completed.message_id)
+        if message is not None and message.type == MESSAGE_AI and message.content.strip():
+            yield "message", message.content.strip()
+
+    def _tool_started(self, event: ExecutionEvent) -> Iterator[tuple[str, str]]:
+        started = event.tool_call_started
+        yield "tool", f"{started.name} {arguments_line(started.args)}".rstrip()
+
+    def _tool_completed(self, event: ExecutionEvent) -> Iterator[tuple[str, str]]:
+        done = event.tool_call_completed
+        yield "done", f"{self._tool_name(done.tool_call_id)}{_result(done.result)}"
+
+    def _tool_failed(self, event: ExecutionEvent) -> Iterator[tuple[str, str]]:
+        failed = event.tool_call_failed
+        yield "failed", f"{self._tool_name(failed.tool_call_id)}{_result(failed.error)}"
+
+    def _tool_name(self, tool_call_id: str) -> str:
+        calls = (c.name for c in self._fold.status.tool_calls if c.id == tool_call_id)
+        return next(calls, tool_call_id)
+
+    def _todos(self, event: ExecutionEvent) -> Iterator[tuple[str, str]]:
+        for todo in event.todos_changed.todos:
+            yield "todo", todo_line(todo)
+
+    def _sub_agent_started(self, event: ExecutionEvent) -> Iterator[tuple[str, str]]:
+        started = event.sub_agent_started
+        yield "agent", f"{started.name} starts: {one_line(started.input, 120)}"
+
+    def _sub_agent_completed(self, event: ExecutionEvent) -> Iterator[tuple[str, str]]:
+        done = event.sub_agent_completed
+        name = self._sub_agent_name(done.id)
+        yield "agent", f"{name} failed: {one_line(done.error, 200)}" if done.error else f"{name} is done"
+
+    def _approval_asked(self, event: ExecutionEvent) -> Iterator[tuple[str, str]]:
+        yield "approve", f"{event.approval_asked.approval_id}: {event.approval_asked.question}"
+
+    def _approval_resolved(self, event: ExecutionEvent) -> Iterator[tuple[str, str]]:
+        resolved = event.approval_resolved
+        yield "approve", f"{resolved.approval_id} {'approved' if resolved.approved else 'refused'}"
+
+    def _warning(self, event: ExecutionEvent) -> Iterator[tuple[str, str]]:
+        yield "warning", event.warning_raised.text
+
+    def _described(self, event: ExecutionEvent) -> Iterator[tuple[str, str]]:
+        if event.run_described.model:
+            yield "model", event.run_described.model
+
+    def _cancel_requested(self, event: ExecutionEvent) -> Iterator[tuple[str, str]]:
+        yield "cancel", event.cancel_requested.reason or "asked for"
+
+
+def find_message(status: AgentExecutionStatus, message_id: str):  # type: ignore[no-untyped-def]
+    """A message by id, the agent's own or a sub-agent's; None when there is none."""
+    for messages in (status.messages, *(s.messages for s in status.sub_agent_executions)):
+        for message in messages:
+            if message.id == message_id:
+                return message
+    return None
+
+
+def answer_of(status: AgentExecutionStatus) -> str:
+    """The agent's last words; empty when it has said nothing."""
+    said = (
+        m.content.strip() for m in reversed(status.messages) if m.type == MESSAGE_AI and m.content.strip()
+    )
+    return next(said, "")
+
+
+def arguments_line(arguments: Struct, width: int = 120) -> str:
+    """`path=/a content=…`, each value short."""
+    shown = []
+    for name, value in MessageToDict(arguments).items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        shown.append(f"{name}={one_line(text, 60)}")
+    return one_line(" ".join(shown), width)
+
+
+def todo_line(todo: TodoItem) -> str:
+    return f"{TODO_MARKS.get(todo.status, '[ ]')} {one_line(todo.content)}"
+
+
+def summary(status: AgentExecutionStatus) -> str:
+    """` in 3.2 s, 1,234 tokens`, as far as it is known."""
+    parts = []
+    seconds = elapsed(status)
+    if seconds is not None:
+        parts.append(f"in {seconds:.1f} s")
+    usage = status.run.usage
+    if tokens := usage.input_tokens + usage.output_tokens:
+        parts.append(f"{tokens:,} tokens")
+    if usage.cost_usd:
+        parts.append(f"${usage.cost_usd:.4f}")
+    return f" {', '.join(parts)}" if parts else ""
+
+
+def elapsed(status: AgentExecutionStatus) -> float | None:
+    """Seconds from start to end; None while one of them is not known."""
+    try:
+        return (moment(status.completed_at) - moment(status.started_at)).total_seconds()
+    except ValueError:
+        return None
+
+
+def moment(text: str) -> datetime:
+    """RFC 3339 to a time.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return datetime.fromisoformat(text)
+
+
+def _clock(time: str) -> str:
+    try:
+        return moment(time).astimezone().strftime("%H:%M:%S")
+    except ValueError:
+        return "--:--:--"
+
+
+def _result(text: str) -> str:
+    short = one_line(text, 160)
+    return f": {short}" if short else ""

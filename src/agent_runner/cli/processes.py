@@ -1,0 +1,52 @@
+"""`server`, `worker`, `doctor`: the parts one by one, for production, and a look at the machine."""
+
+from __future__ import annotations
+
+import click
+
+from agent_runner.cli import _errors
+from agent_runner.cli._options import shared_options
+from agent_runner.cli._output import styled, to_json, write
+
+
+@click.command("server")
+@click.option("--listen", metavar="HOST:PORT", help="Where to listen; else AGENT_RUNNER_LISTEN.")
+@click.option("--insecure", is_flag=True, help="Allow listening beyond loopback without a key.")
+@shared_options
+def server_command(listen: str | None, insecure: bool) -> int:
+    """Run the control plane alone. Temporal is found by TEMPORAL_ADDRESS."""
+    from agent_runner import bootstrap, settings
+
+    return int(bootstrap.run_server(settings.load(listen=listen, insecure=insecure or None)))
+
+
+@click.command("worker", short_help="Run a runner alone.")
+@click.option("--address", metavar="HOST:PORT", help="The control plane; else AGENT_RUNNER_ADDRESS.")
+@click.option("--concurrency", type=click.IntRange(min=1), help="Executions at a time.")
+@shared_options
+def worker_command(address: str | None, concurrency: int | None) -> int:
+    """Run a runner alone: it takes executions from Temporal's task queue."""
+    from agent_runner import bootstrap, settings
+
+    return int(bootstrap.run_worker(settings.load(address=address, concurrency=concurrency)))
+
+
+@click.command("doctor", short_help="Check what this machine can do.")
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@shared_options
+def doctor_command(output: str) -> int:
+    """Check what this machine can do: sandbox, Temporal, model, directories. Exit code 1 on a problem."""
+    from agent_runner import bootstrap, settings
+
+    rows = list(bootstrap.doctor(settings.load()))
+    if output == "json":
+        write(to_json([{"name": name, "ok": ok, "detail": detail} for name, ok, detail in rows]))
+    else:
+        import sys
+
+        for name, ok, detail in rows:
+            mark = "ok" if ok else "PROBLEM"
+            if styled(sys.stdout):
+                mark = click.style(mark.ljust(9), fg="green" if ok else "red")
+            write(f"{name:<16}{mark:<9}{detail}")
+    return _errors.OK if all(ok for _, ok, _ in rows) else _errors.FAILED

@@ -1,0 +1,229 @@
+"""`run`: one message to an agent, followed to its end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from agent_runner.cli import _errors, _stack
+from agent_runner.cli._completion import complete_agents, complete_sessions
+from agent_runner.cli._connection import Connection, connection, online
+from agent_runner.cli._options import connection_options
+from agent_runner.cli._output import note, to_json, write
+
+if TYPE_CHECKING:
+    from agent_runner.client import AgentRunner
+    from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What was asked for on the command line."""
+
+    message: str = field(repr=False)
+    agent: str
+    session: str
+    model: str
+    env: dict[str, str] = field(repr=False)
+    secrets: dict[str, str] = field(repr=False)
+    output: str
+    follow: bool
+    timeout: float | None
+    cancel_on_interrupt: bool
+
+
+@click.command("run", short_help="Send a message to an agent and watch it work.")
+@click.argument("message", metavar="MESSAGE|-")
+@click.option(
+    "-a",
+    "--agent",
+    metavar="NAME|ID",
+    shell_complete=complete_agents,
+    help="The agent; without one, an agent `assistant` is made.",
+)
+@click.option(
+    "-s",
+    "--session",
+    metavar="ID",
+    shell_complete=complete_sessions,
+    help="Go on with a session; `latest` for the newest.",
+)
+@click.option("-m", "--model", metavar="NAME", help="Such as anthropic:claude-sonnet-4-6 or script:demo.")
+@click.option(
+    "-e",
+    "--env",
+    "variables",
+    multiple=True,
+    metavar="K=V",
+    help="Variable for this run; `secret:K=V` is masked; without `=V` it is taken from here.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["text", "json", "jsonl"]),
+    default="text",
+    show_default=True,
+    help="On stdout: the answer, the execution, or each event.",
+)
+@click.option("--no-follow", is_flag=True, help="Return at once, printing the execution's id.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Stop following after this time (exit code 124); the run goes on.",
+)
+@click.option("--cancel-on-interrupt", is_flag=True, help="Ctrl-C cancels at once, for scripts.")
+@connection_options
+def run_command(
+    message: str,
+    agent: str | None,
+    session: str | None,
+    model: str | None,
+    variables: Sequence[str],
+    output: str,
+    no_follow: bool,
+    timeout: float | None,
+    cancel_on_interrupt: bool,
+) -> int:
+    """Send MESSAGE to an agent and watch it work; `-` reads the message from stdin.
+
+    Uses the server that runs, or starts a stack for the length of the run. Ctrl-C detaches, a second one
+    within 2 seconds cancels. Exit code 0 when the run completed, 1 when it failed or was cancelled.
+    """
+    if agent and session:
+        raise click.UsageError("Give --agent to begin a session, or --session to go on with one, not both.")
+    env, secrets = parse_variables(variables)
+    request = Request(
+        message=_read_message(message),
+        agent=agent or "",
+        session=session or "",
+        model=absolute_script(model or "", Path.cwd()),
+        env=env,
+        secrets=secrets,
+        output=output,
+        follow=not no_follow,
+        timeout=timeout,
+        cancel_on_interrupt=cancel_on_interrupt,
+    )
+    where = connection()
+    if where.address:
+        return online(lambda client: _run(client, request), where)
+    return _run_here(where, request)
+
+
+def _run_here(where: Connection, request: Request) -> int:
+    with _stack.ensure_running(where.data_dir, note) as stack:
+
+        async def work(client: AgentRunner) -> int:
+            code = await _run(client, request)
+            if stack.temporary and await _any_runs(client):
+                stack.keep()
+                note("The stack stays up for what still runs. Stop it with: agent-runner down")
+            return code
+
+        return online(work, replace(where, address=stack.state.address))
+
+
+async def _any_runs(client: AgentRunner) -> bool:
+    """Whether an execution still needs the stack: this one, detached from, or another command's."""
+    from agent_runner.client.executions import TERMINAL_PHASES
+    from agent_runner.client.kinds import EXECUTION
+
+    async for execution in client.resources.list(EXECUTION, org="", limit=50):
+        if execution.status.phase not in TERMINAL_PHASES:  # type: ignore[attr-defined]
+            return True
+    return False
+
+
+async def _run(client: AgentRunner, request: Request) -> int:
+    from agent_runner.cli._follow import conclude, follow, progress_for
+
+    execution = await _start(client, request)
+    id, session = execution.metadata.id, execution.spec.session_id
+    note(f"execution {id}  session {session}")
+    if not request.follow:
+        write(to_json({"executionId": id, "sessionId": session}) if request.output != "text" else id)
+        note(f"Watch it with: agent-runner watch {id}")
+        return _errors.OK
+    followed = await follow(
+        client,
+        id,
+        progress_for(request.output, events_are_data=False),
+        timeout=request.timeout,
+        cancels=True,
+        cancel_on_interrupt=request.cancel_on_interrupt,
+    )
+    code = conclude(followed, request.output, answer=True)
+    if code == _errors.OK and sys.stderr.isatty():
+        note(f'Go on with: agent-runner run --session {session} "…"')
+    return code
+
+
+async def _start(client: AgentRunner, request: Request) -> AgentExecution:
+    from agent_runner.cli._assistant import ensure_assistant
+    from agent_runner.client.kinds import AGENT, SESSION
+
+    agent_id = session_id = ""
+    if request.session:
+        session = await client.resources.get(SESSION, request.session)
+        session_id = session.metadata.id  # type: ignore[attr-defined]
+    elif request.agent:
+        agent_id = (await client.resources.get(AGENT, request.agent)).metadata.id  # type: ignore[attr-defined]
+    else:
+        agent_id = (await ensure_assistant(client)).metadata.id
+    return await client.executions.start(
+        request.message,
+        agent_id=agent_id,
+        session_id=session_id,
+        model=request.model,
+        env=request.env,
+        secrets=request.secrets,
+    )
+
+
+def _read_message(message: str) -> str:
+    if message == "-":
+        if sys.stdin.isatty():
+            note("Type the message, then Ctrl-D.")
+        message = sys.stdin.buffer.read().decode("utf-8", "replace")
+    if not message.strip():
+        raise click.UsageError("The message is empty.")
+    return message
+
+
+def parse_variables(variables: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """`K=V`, `secret:K=V`, or either without `=V` for the value it has here; returns (plain, secret).
+
+    Raises:
+        click.UsageError: no name, or no value to be found.
+    """
+    plain: dict[str, str] = {}
+    secret: dict[str, str] = {}
+    for variable in variables:
+        target = secret if variable.startswith("secret:") else plain
+        name, separator, value = variable.removeprefix("secret:").partition("=")
+        if not name or not name.replace("_", "a").isalnum() or name[0].isdigit() or not name.isascii():
+            raise click.UsageError(f"--env: {name or variable!r} is not the name of a variable.")
+        if not separator:
+            value = os.environ.get(name, "")
+        if not value:
+            where = "given an empty value" if separator else "not set here"
+            raise click.UsageError(f"--env: {name} is {where}; a variable must have a value.")
+        plain.pop(name, None)
+        secret.pop(name, None)
+        target[name] = value
+    return plain, secret
+
+
+def absolute_script(model: str, base: Path) -> str:
+    """`script:FILE` with the file's whole path, for the runner works in another directory."""
+    prefix, separator, path = model.partition(":")
+    if prefix != "script" or not separator or not path.endswith((".yaml", ".yml")):
+        return model
+    return f"{prefix}:{(base / Path(path).expanduser()).resolve()}"
