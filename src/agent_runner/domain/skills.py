@@ -17,13 +17,15 @@ from typing import Any, Final
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from agent_runner.domain.archives import ArchiveLimits, Entry
+from agent_runner.domain.archives import Entry
+from agent_runner.domain.ids import make_id
 from agent_runner.errors import ArtifactError, InvalidRequestError
 
 SKILL_MD: Final = "SKILL.md"
 MAX_SKILL_MD_BYTES: Final = 1 << 20
 MAX_FRONT_MATTER_BYTES: Final = 64 << 10
 LATEST: Final = "latest"
+ULID_DIGITS: Final = "0123456789abcdefghjkmnpqrstvwxyz"
 
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 _TAG: Final = re.compile(r"[A-Za-z0-9._-]+")
@@ -94,6 +96,17 @@ def resolve(version: str, current: Version, archived: Sequence[Version]) -> Vers
     if fits(current):
         return current
     return max(filter(fits, archived), key=lambda one: one.id, default=None)
+
+
+def later_id(id: str, before: str) -> str:
+    """`id`, or the next one after `before` where a clock that runs late made `id` sort before it."""
+    if id > before:
+        return id
+    prefix, _, digits = before.partition("-")
+    value = 0
+    for digit in digits:
+        value = value * 32 + ULID_DIGITS.index(digit)
+    return make_id(prefix, value + 1)
 
 
 # -- artifacts --------------------------------------------------------------------------------------
@@ -295,13 +308,6 @@ def _tools(value: object, warnings: list[str]) -> tuple[str, ...]:
 
 
 # -- a whole archive --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class SkillLimits:
-    """What a skill's archive may be (settings)."""
-
-    archive: ArchiveLimits = field(default_factory=ArchiveLimits)
 
 
 def advice(text: SkillText, name: str, entries: Sequence[Entry]) -> list[str]:
