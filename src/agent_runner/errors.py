@@ -8,6 +8,7 @@
     ├── FencedError                a newer attempt holds the execution; stop
     ├── PositionError              an append leaves a gap
     ├── FailedPreconditionError    not in this state
+    │   └── SecretUnreadableError  a stored secret cannot be decrypted
     ├── UnauthenticatedError       no key, or a wrong one
     ├── SlowWatcherError           cut off; go on from the last seq
     ├── UnavailableError           try again (retryable)
@@ -107,6 +108,10 @@ class PositionError(AgentRunnerError):
 
 class FailedPreconditionError(AgentRunnerError):
     """The thing is not in a state in which this can be done."""
+
+
+class SecretUnreadableError(FailedPreconditionError):
+    """A stored secret cannot be decrypted: its key is missing, or it was altered or moved."""
 
 
 class UnauthenticatedError(AgentRunnerError):

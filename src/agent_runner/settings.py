@@ -68,6 +68,12 @@ class Settings(BaseSettings):
         validation_alias=_named("insecure"),
         description="Allow listening beyond loopback without a key.",
     )
+    encryption_keys: SecretStr | None = Field(
+        default=None,
+        validation_alias=_named("encryption_keys"),
+        description="Keys to stored secrets, `k2:BASE64,k1:BASE64`, 32 bytes each: the first encrypts, all "
+        "decrypt. Unset: one is made in `encryption-keys` in the data directory.",
+    )
     org: str = Field(
         default="local",
         validation_alias=_named("org"),

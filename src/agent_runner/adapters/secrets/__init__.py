@@ -1,0 +1,1 @@
+"""Keyrings: where the keys come from that secrets are sealed with."""
