@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 
 from agent_runner.adapters.sandbox.local.files import SessionFiles
+from agent_runner.adapters.sandbox.threads import in_thread
 from agent_runner.errors import FailedPreconditionError, InvalidRequestError, NotFoundError
 from agent_runner.ports.sandboxes import FileEntry
 
@@ -27,12 +29,12 @@ class LocalWorkspace:
     async def read(self, path: str, *, chunk_size: int = 1 << 20) -> AsyncIterator[bytes]:
         with _told_plainly(path):
             opened = self._files.open_file(path)
-            descriptor = await asyncio.to_thread(opened.__enter__)
+            descriptor = opened.__enter__()
         try:
             # As long as it is now: a file the agent keeps writing to would have no end.
             left = os.fstat(descriptor).st_size
             while left > 0:
-                data = await asyncio.to_thread(os.read, descriptor, min(chunk_size, left))
+                data = await in_thread(os.read, descriptor, min(chunk_size, left))
                 if not data:
                     return
                 left -= len(data)
@@ -42,10 +44,20 @@ class LocalWorkspace:
 
     async def write(self, path: str, chunks: AsyncIterator[bytes]) -> int:
         size = 0
-        with _told_plainly(path), self._files.replacing(path) as descriptor:
+        replacing = self._files.replacing(path)
+        with _told_plainly(path):
+            descriptor = replacing.__enter__()
+        try:
             async for chunk in chunks:
-                await asyncio.to_thread(_write_all, descriptor, chunk)
+                with _told_plainly(path):
+                    await in_thread(_write_all, descriptor, chunk)
                 size += len(chunk)
+        except BaseException:
+            # What the sender's side raises is the caller's own, and passes unchanged.
+            replacing.__exit__(*sys.exc_info())
+            raise
+        with _told_plainly(path):
+            replacing.__exit__(None, None, None)
         return size
 
 
