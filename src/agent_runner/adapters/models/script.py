@@ -24,7 +24,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, Huma
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, ensure_config
 from pydantic import ConfigDict, Field
 
 from agent_runner.adapters.models.script_files import (
@@ -155,7 +155,7 @@ class ScriptedChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        place = self._place(messages, _namespace(run_manager))
+        place = self._place(messages, _namespace())
         if place.step.fail and self.failures.fails(place.step.fail, place.key):
             raise _failure(place.step.fail)
         return _joined(chunk for chunk, _ in self._chunks(place, messages))
@@ -167,8 +167,7 @@ class ScriptedChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        namespace = _namespace(run_manager)
-        return _joined([chunk async for chunk in self._timed(messages, namespace)])
+        return _joined([chunk async for chunk in self._timed(messages, _namespace())])
 
     async def _astream(
         self,
@@ -177,7 +176,7 @@ class ScriptedChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        async for message in self._timed(messages, _namespace(run_manager)):
+        async for message in self._timed(messages, _namespace()):
             chunk = ChatGenerationChunk(message=message)
             if run_manager:
                 await run_manager.on_llm_new_token(message.text, chunk=chunk)
@@ -299,9 +298,9 @@ def _is_from_user(message: BaseMessage) -> bool:
     return isinstance(message, HumanMessage) and not message.additional_kwargs.get("lc_source")
 
 
-def _namespace(run_manager: Any) -> str:
+def _namespace() -> str:
     """Which sub-agent asks: the graph's namespace without its last part; empty for the agent itself."""
-    metadata = getattr(run_manager, "metadata", None) or {}
+    metadata = ensure_config().get("metadata") or {}
     return str(metadata.get("langgraph_checkpoint_ns", "")).rpartition("|")[0]
 
 

@@ -1,0 +1,655 @@
+"""What every engine does behind the `AgentFactory` port, with a scripted model and a real sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
+
+from agent_runner.adapters.agents.deepagents import DeepAgentsFactory
+from agent_runner.adapters.agents.model_calls import RetryPolicy
+from agent_runner.adapters.models.script import ScriptLibrary
+from agent_runner.adapters.sandbox.local import LocalProvider
+from agent_runner.domain.status import StatusFold
+from agent_runner.errors import (
+    FencedError,
+    LimitReachedError,
+    ModelError,
+    ModelUnavailableError,
+)
+from agent_runner.ports.agents import (
+    AgentFactory,
+    AgentSpecification,
+    Checkpoints,
+    DrainedError,
+    RecordedCall,
+    SubAgentSpecification,
+    Turn,
+)
+from agent_runner.ports.models import Model
+from agent_runner.ports.sandboxes import Sandbox, SandboxSpec
+from agent_runner.v1.events_pb2 import ExecutionEvent
+from agent_runner.v1.options_pb2 import Limits
+from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecutionStatus
+from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
+    SUB_AGENT_COMPLETED,
+    TODO_COMPLETED,
+    TOOL_CALL_COMPLETED,
+    TOOL_CALL_FAILED,
+)
+
+QUICK = RetryPolicy(attempts=3, first_delay=0.01)
+
+
+class MemoryCheckpoints(Checkpoints):
+    def __init__(self) -> None:
+        self._saver = InMemorySaver()
+
+    @property
+    def saver(self) -> Any:
+        return self._saver
+
+
+ENGINES: dict[str, Callable[[Checkpoints], AgentFactory]] = {
+    "deepagents": lambda checkpoints: DeepAgentsFactory(checkpoints, retries=QUICK),
+}
+
+
+@dataclass
+class Journal:
+    """One execution's log, over its attempts; a `ToolJournal` that is durable at once."""
+
+    events: list[ExecutionEvent] = field(default_factory=list)
+    calls: dict[str, RecordedCall] = field(default_factory=dict)
+    began: list[str] = field(default_factory=list)
+    on_begin: Callable[[ExecutionEvent], None] = lambda event: None
+    on_finish: Callable[[ExecutionEvent], None] = lambda event: None
+
+    def recorded(self, tool_call_id: str) -> RecordedCall | None:
+        return self.known.get(tool_call_id)
+
+    def __post_init__(self) -> None:
+        self.known: dict[str, RecordedCall] = {}
+
+    def next_attempt(self) -> None:
+        self.known = dict(self.calls)
+        self.on_begin = self.on_finish = lambda event: None
+
+    async def begin(self, event: ExecutionEvent) -> None:
+        call = event.tool_call_started
+        self.on_begin(event)
+        await asyncio.sleep(0)
+        self.events.append(event)
+        self.began.append(call.name)
+        self.calls[call.tool_call_id] = RecordedCall(finished=False)
+
+    async def finish(self, event: ExecutionEvent) -> None:
+        self.on_finish(event)
+        await asyncio.sleep(0)
+        self.events.append(event)
+        if event.HasField("tool_call_failed"):
+            failed = event.tool_call_failed
+            self.calls[failed.tool_call_id] = RecordedCall(True, True, failed.error)
+        else:
+            done = event.tool_call_completed
+            self.calls[done.tool_call_id] = RecordedCall(True, False, done.result)
+
+    @property
+    def status(self) -> AgentExecutionStatus:
+        folding = StatusFold(AgentExecutionStatus())
+        for event in self.events:
+            folding.apply(event)
+        return folding.status
+
+    def kinds(self) -> list[str]:
+        return [str(event.WhichOneof("event")) for event in self.events]
+
+
+@dataclass
+class Bench:
+    """An engine with a thread, a sandbox and a folder for scripts."""
+
+    factory: AgentFactory
+    sandbox: Sandbox
+    folder: Path
+    library: ScriptLibrary
+    turns: int = 0
+    tools: Sequence[Any] = ()
+    sub_agents: Sequence[SubAgentSpecification] = ()
+    limits: Limits = field(default_factory=Limits)
+    script_text: str = ""
+
+    def turn(self, message: str = "go", thread: str = "thread-1") -> Turn:
+        self.turns += 1
+        return Turn(f"execution-{self.turns}", thread, message)
+
+    @asynccontextmanager
+    async def session(self, script: str, journal: Journal) -> AsyncIterator[Any]:
+        path = self.folder / "script.yaml"
+        if script != self.script_text:
+            path.write_text(script)
+            self.script_text = script
+            self.library = ScriptLibrary()
+        specification = AgentSpecification(
+            name="tester",
+            instructions="MAIN agent",
+            model=Model("script:test", self.library.open(str(path))),
+            sandbox=self.sandbox,
+            tools=self.tools,
+            sub_agents=self.sub_agents,
+            limits=self.limits,
+        )
+        async with self.factory.open(specification, journal) as session:
+            yield session
+
+    async def run(self, script: str, turn: Turn | None = None, journal: Journal | None = None) -> Journal:
+        journal = journal or Journal()
+        async with self.session(script, journal) as session:
+            async for event in session.run(turn or self.turn()):
+                journal.events.append(event)
+        return journal
+
+
+@pytest.fixture(params=ENGINES)
+async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
+    provider = LocalProvider(tmp_path / "sandboxes")
+    try:
+        sandbox = await provider.ensure(SandboxSpec(session_id="ses-1"))
+        (tmp_path / "scripts").mkdir()
+        factory = ENGINES[request.param](MemoryCheckpoints())
+        yield Bench(factory, sandbox, tmp_path / "scripts", ScriptLibrary())
+    finally:
+        await provider.delete("ses-1")
+        await provider.aclose()
+
+
+async def content(bench: Bench, path: str) -> str:
+    found, problem = (await bench.sandbox.get([path]))[0]
+    assert problem is None, problem
+    return (found or b"").decode()
+
+
+async def test_a_plain_answer_streams_and_is_whole(bench: Bench) -> None:
+    journal = await bench.run("turns: [{steps: [{text: The answer is forty two, chunk_tokens: 1}]}]")
+    kinds = journal.kinds()
+    assert kinds[0] == "message_started"
+    assert kinds.count("message_delta") >= 5
+    assert kinds[-2:] == ["message_completed", "usage_reported"]
+    status = journal.status
+    assert [m.content for m in status.messages] == ["The answer is forty two"]
+    assert not status.messages[0].streaming
+    assert status.run.usage.model_calls == 1
+    assert status.run.usage.input_tokens > 0
+    assert bench.factory.engine.startswith("deepagents 0.")
+
+
+async def test_the_second_turn_knows_the_first_and_other_threads_do_not(bench: Bench) -> None:
+    script = "turns: [{steps: [one]}, {steps: ['before: {{previous_message}}']}]"
+    await bench.run(script, bench.turn("my name is Ada"))
+    second = await bench.run(script, bench.turn("who am I?"))
+    assert [m.content for m in second.status.messages] == ["before: my name is Ada"]
+    other = await bench.run(script, bench.turn("who am I?", "thread-2"))
+    assert [m.content for m in other.status.messages] == ["one"]
+
+
+async def test_todos_come_whole_each_time(bench: Bench) -> None:
+    journal = await bench.run(
+        """
+turns:
+  - steps:
+      - calls:
+          - name: write_todos
+            args: {todos: [{content: a, status: in_progress}, {content: b, status: pending}]}
+      - calls: [{name: write_todos, args: {todos: [{content: a, status: completed}]}}]
+      - done
+"""
+    )
+    changes = [e.todos_changed for e in journal.events if e.HasField("todos_changed")]
+    assert [[(t.id, t.content) for t in change.todos] for change in changes] == [
+        [("1", "a"), ("2", "b")],
+        [("1", "a")],
+    ]
+    assert [t.status for t in journal.status.todos.values()] == [TODO_COMPLETED]
+
+
+async def test_file_tools_work_in_the_sandbox(bench: Bench) -> None:
+    journal = await bench.run(
+        """
+turns:
+  - steps:
+      - calls: [{name: write_file, args: {file_path: /workspace/a.txt, content: "one\\ntwo\\n"}}]
+      - calls: [{name: edit_file, args: {file_path: /workspace/a.txt, old_string: two, new_string: "2"}}]
+      - calls:
+          - {name: read_file, args: {file_path: /workspace/a.txt}}
+          - {name: ls, args: {path: /workspace}}
+          - {name: grep, args: {pattern: one, path: /workspace}}
+          - {name: read_file, args: {file_path: /workspace/missing.txt}}
+      - done
+"""
+    )
+    assert await content(bench, "/workspace/a.txt") == "one\n2\n"
+    calls = {(c.name, c.args.fields["file_path"].string_value): c for c in journal.status.tool_calls}
+    assert "one" in calls["read_file", "/workspace/a.txt"].result
+    assert "a.txt" in calls["ls", ""].result
+    missing = calls["read_file", "/workspace/missing.txt"]
+    assert missing.status == TOOL_CALL_FAILED and "not" in missing.error
+
+
+async def test_a_command_shows_its_output_while_it_runs(bench: Bench) -> None:
+    command = "for i in 1 2 3; do echo line $i; sleep 0.1; done; exit 3"
+    journal = await bench.run(
+        f"turns: [{{steps: [{{calls: [{{name: execute, args: {{command: '{command}'}}}}]}}, done]}}]"
+    )
+    kinds = journal.kinds()
+    outputs = [e.tool_call_output.text for e in journal.events if e.HasField("tool_call_output")]
+    assert "".join(outputs) == "line 1\nline 2\nline 3\n" and len(outputs) > 1
+    started, ended = kinds.index("tool_call_started"), kinds.index("tool_call_completed")
+    places = [place for place, kind in enumerate(kinds) if kind == "tool_call_output"]
+    assert started < min(places) and max(places) < ended
+    call = journal.status.tool_calls[0]
+    assert call.status == TOOL_CALL_COMPLETED
+    assert "line 3" in call.result and "exit code 3" in call.result
+
+
+async def test_text_before_and_after_a_call_stays_apart(bench: Bench) -> None:
+    journal = await bench.run(
+        "turns: [{steps: [{text: before, calls: [{name: ls, args: {path: /workspace}}]}, after]}]"
+    )
+    status = journal.status
+    assert [(m.content, len(m.tool_calls)) for m in status.messages] == [("before", 1), ("after", 0)]
+    assert status.messages[0].tool_calls[0].status == TOOL_CALL_COMPLETED
+    kinds = journal.kinds()
+    assert kinds.index("message_completed") < kinds.index("tool_call_started")
+
+
+async def test_identical_parallel_calls_are_kept_apart(bench: Bench) -> None:
+    call = "{name: execute, args: {command: echo same}}"
+    journal = await bench.run(f"turns: [{{steps: [{{calls: [{call}, {call}, {call}]}}, done]}}]")
+    calls = journal.status.tool_calls
+    assert len({c.id for c in calls}) == 3
+    assert all(c.result.startswith("same") for c in calls)
+
+
+async def test_parallel_calls_run_at_once(bench: Bench) -> None:
+    together = asyncio.Barrier(3)
+
+    @tool
+    async def meet() -> str:
+        """Wait for two others."""
+        async with asyncio.timeout(10):
+            await together.wait()
+        return "met"
+
+    bench.tools = [meet]
+    journal = await bench.run("turns: [{steps: [{calls: [{name: meet}, {name: meet}, {name: meet}]}, done]}]")
+    assert [c.result for c in journal.status.tool_calls] == ["met"] * 3
+
+
+async def test_a_raising_tool_is_an_error_the_model_reads(bench: Bench) -> None:
+    @tool
+    async def divide(a: int, b: int) -> int:
+        """Divide."""
+        return a // b
+
+    bench.tools = [divide]
+    journal = await bench.run(
+        "turns: [{steps: [{calls: [{name: divide, args: {a: 1, b: 0}}]}, 'I read: {{last_tool_result}}']}]"
+    )
+    call = journal.status.tool_calls[0]
+    assert call.status == TOOL_CALL_FAILED
+    assert "ZeroDivisionError" in call.error
+    assert "ZeroDivisionError" in journal.status.messages[-1].content
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ("{name: no_such_tool, args: {x: 1}}", "not a valid tool"),
+        ("{name: ls, args: {path: {wrong: 1}}}", "valid string"),
+        ("{name: read_file, args: {}}", "file_path"),
+        ("{name: task, args: {description: x, subagent_type: nobody}}", "does not exist"),
+    ],
+)
+async def test_wrong_calls_fail_and_the_model_goes_on(bench: Bench, call: str, words: str) -> None:
+    journal = await bench.run(f"turns: [{{steps: [{{calls: [{call}]}}, done]}}]")
+    shown = journal.status.tool_calls[0]
+    assert words in shown.error + shown.result
+    assert journal.status.messages[-1].content == "done"
+    assert not journal.status.sub_agent_executions
+
+
+async def test_broken_arguments_do_not_end_the_turn(bench: Bench) -> None:
+    journal = await bench.run("""turns: [{steps: [{calls: [{name: ls, raw_args: '{"path": '}]}, done]}]""")
+    assert journal.status.messages[-1].content in ("", "done")
+
+
+async def test_forty_calls_at_once_all_answer(bench: Bench) -> None:
+    calls = ", ".join(f"{{name: execute, args: {{command: echo {n}}}}}" for n in range(40))
+    journal = await bench.run(f"turns: [{{steps: [{{calls: [{calls}]}}, done]}}]")
+    assert sorted(int(c.result.split()[0]) for c in journal.status.tool_calls) == list(range(40))
+
+
+SUB_AGENTS = """
+turns:
+  - when: {system: HELPER}
+    steps:
+      - text: "working on {{message}}"
+        calls: [{name: execute, args: {command: "echo from {{message}}"}}]
+      - "finished {{message}}: {{last_tool_result}}"
+  - steps:
+      - text: both
+        calls:
+          - {name: task, args: {description: one, subagent_type: helper}}
+          - {name: task, args: {description: two, subagent_type: helper}}
+          - {name: task, args: {description: two, subagent_type: helper}}
+      - "all done"
+"""
+HELPER = SubAgentSpecification("helper", "Helps", "You are the HELPER")
+
+
+async def test_sub_agents_run_in_parallel_and_their_events_are_theirs(bench: Bench) -> None:
+    bench.sub_agents = [HELPER]
+    journal = await bench.run(SUB_AGENTS)
+    status = journal.status
+    assert [m.content for m in status.messages] == ["both", "all done"]
+    assert sorted(s.input for s in status.sub_agent_executions) == ["one", "two", "two"]
+    for sub_agent in status.sub_agent_executions:
+        assert (sub_agent.name, sub_agent.status) == ("helper", SUB_AGENT_COMPLETED)
+        assert sub_agent.output.startswith(f"finished {sub_agent.input}: from {sub_agent.input}")
+        assert sub_agent.messages[0].content == f"working on {sub_agent.input}"
+        own = [c for c in status.tool_calls if c.sub_agent_id == sub_agent.id]
+        assert [c.name for c in own] == ["execute"]
+    assert {c.name for c in status.tool_calls if not c.sub_agent_id} == {"task"}
+    assert status.run.usage.model_calls == 2 + 3 * 2
+    outputs = [e for e in journal.events if e.HasField("tool_call_output")]
+    assert {e.sub_agent_id for e in outputs} == {s.id for s in status.sub_agent_executions}
+
+
+async def test_the_general_purpose_sub_agent_is_there_and_guarded(bench: Bench) -> None:
+    journal = await bench.run(
+        """
+turns:
+  - when: {message: "sub work"}
+    steps: [{calls: [{name: execute, args: {command: echo hi}}]}, "sub answer"]
+  - steps:
+      - calls: [{name: task, args: {description: sub work, subagent_type: general-purpose}}]
+      - done
+"""
+    )
+    assert journal.began == ["task", "execute"]
+    assert journal.status.sub_agent_executions[0].output == "sub answer"
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "words"),
+    [
+        ("no_key", ModelError, "does not accept the key"),
+        ("no_credit", ModelError, "no credit"),
+        ("unknown_model", ModelError, "does not know the model"),
+        ("too_long", ModelError, "too long"),
+        ("bug", ModelError, "failed"),
+        ("rate_limit", ModelUnavailableError, "busy"),
+        ("overloaded", ModelUnavailableError, "reached"),
+        ("dropped", ModelUnavailableError, "reached"),
+        ("timeout", ModelUnavailableError, "reached"),
+    ],
+)
+async def test_a_failing_model_is_told_in_plain_words(
+    bench: Bench, kind: str, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(ModelError, match=words) as raised:
+        await bench.run(f"turns: [{{steps: [{{text: x, fail: {{kind: {kind}, retry_after: 0}}}}]}}]")
+    assert type(raised.value) is error
+
+
+async def test_a_busy_model_is_asked_again_and_the_text_begins_anew(bench: Bench) -> None:
+    journal = await bench.run(
+        "turns: [{steps: [{text: one two three four five, chunk_tokens: 1,"
+        " fail: {kind: dropped, times: 2, after_tokens: 3}}]}]"
+    )
+    status = journal.status
+    assert [m.content for m in status.messages] == ["one two three four five"]
+    assert journal.kinds().count("message_started") == 3
+    assert any("asked again" in warning for warning in status.run.warnings)
+
+
+async def test_a_model_failing_in_a_sub_agent_ends_the_turn(bench: Bench) -> None:
+    bench.sub_agents = [HELPER]
+    with pytest.raises(ModelError, match="no credit"):
+        await bench.run(
+            """
+turns:
+  - {when: {system: HELPER}, steps: [{text: x, fail: {kind: no_credit}}]}
+  - steps: [{calls: [{name: task, args: {description: one, subagent_type: helper}}]}, done]
+"""
+        )
+
+
+LOOP = "turns: [{loop: true, steps: [{calls: [{name: ls, args: {path: /workspace}}]}]}]"
+
+
+@pytest.mark.parametrize(
+    ("limits", "word", "calls"),
+    [
+        (Limits(model_calls=3), "model_calls = 3", 3),
+        (Limits(tool_calls=2), "tool_calls = 2", 2),
+        (Limits(tokens=1), "tokens = 1", 1),
+    ],
+)
+async def test_a_limit_ends_the_turn_by_name(bench: Bench, limits: Limits, word: str, calls: int) -> None:
+    bench.limits = limits
+    journal = Journal()
+    with pytest.raises(LimitReachedError, match=word):
+        await bench.run(LOOP, journal=journal)
+    assert len(journal.began) == calls
+
+
+async def test_limits_count_sub_agents(bench: Bench) -> None:
+    bench.sub_agents, bench.limits = [HELPER], Limits(tool_calls=4)
+    journal = Journal()
+    with pytest.raises(LimitReachedError, match="tool_calls = 4"):
+        await bench.run(SUB_AGENTS, journal=journal)
+    assert len(journal.began) == 4
+
+
+async def test_cancelling_stops_the_command(bench: Bench) -> None:
+    journal, printed = Journal(), asyncio.Event()
+    command = "echo on; sleep 61.25; touch /workspace/late"
+    script = f"turns: [{{steps: [{{calls: [{{name: execute, args: {{command: '{command}'}}}}]}}, x]}}]"
+
+    async def consume() -> None:
+        async with bench.session(script, journal) as session:
+            async for event in session.run(bench.turn()):
+                if event.HasField("tool_call_output"):
+                    printed.set()
+
+    running = asyncio.create_task(consume())
+    async with asyncio.timeout(20):
+        await printed.wait()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    assert not _processes_with("sleep 61.25")
+    assert journal.calls
+    assert not any(call.finished for call in journal.calls.values())
+
+
+def _processes_with(words: str) -> list[str]:
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or ())
+        if words in line and process.status() != psutil.STATUS_ZOMBIE:
+            found.append(line)
+    return found
+
+
+async def test_a_fenced_attempt_runs_no_tool(bench: Bench) -> None:
+    def refuse(event: ExecutionEvent) -> None:
+        raise FencedError("e", 1, 2)
+
+    journal = Journal(on_begin=refuse)
+    with pytest.raises(FencedError):
+        await bench.run(
+            "turns: [{steps: [{calls: [{name: execute, args: {command: touch /workspace/x}}]}, done]}]",
+            journal=journal,
+        )
+    assert (await bench.sandbox.get(["/workspace/x"]))[0][1] is not None
+
+
+WORK = """
+turns:
+  - steps:
+      - text: first
+        calls: [{name: execute, args: {command: "echo a >> /workspace/log"}}]
+      - text: second
+        calls: [{name: execute, args: {command: "echo b >> /workspace/log"}}]
+      - text: "third {{last_tool_result}}"
+"""
+
+
+async def crashed(bench: Bench, script: str, turn: Turn, journal: Journal, after: Callable[[], bool]) -> None:
+    """Run the turn until the condition holds after an event, then abandon it like a killed worker."""
+
+    async def attempt() -> None:
+        async with bench.session(script, journal) as session:
+            async for event in session.run(turn):
+                journal.events.append(event)
+                if after():
+                    return
+
+    await attempt()
+
+
+async def resumed(bench: Bench, script: str, turn: Turn, journal: Journal) -> None:
+    journal.next_attempt()
+    async with bench.session(script, journal) as session:
+        assert await session.unfinished(turn)
+        async for event in session.run(turn):
+            journal.events.append(event)
+
+
+async def test_a_resumed_turn_repeats_no_finished_tool(bench: Bench) -> None:
+    turn, journal = bench.turn(), Journal()
+    await crashed(bench, WORK, turn, journal, lambda: "second" in str(journal.events[-1]))
+    await resumed(bench, WORK, turn, journal)
+    assert await content(bench, "/workspace/log") == "a\nb\n"
+    status = journal.status
+    assert [m.content.split()[0] for m in status.messages] == ["first", "second", "third"]
+    assert [c.status for c in status.tool_calls] == [TOOL_CALL_COMPLETED] * 2
+
+
+async def test_a_finished_call_whose_step_was_not_saved_gives_its_recorded_result(bench: Bench) -> None:
+    turn, journal = bench.turn(), Journal()
+
+    def die(event: ExecutionEvent) -> None:
+        journal.events.append(event)
+        done = event.tool_call_completed
+        journal.calls[done.tool_call_id] = RecordedCall(True, False, "from the journal")
+        raise RuntimeError("the worker died")
+
+    journal.on_finish = die
+    with pytest.raises(RuntimeError, match="died"):
+        await bench.run(WORK, turn, journal)
+    await resumed(bench, WORK.replace("second\n", '"second {{last_tool_result}}"\n'), turn, journal)
+    assert await content(bench, "/workspace/log") == "a\nb\n"
+    assert [m.content for m in journal.status.messages][1] == "second from the journal"
+
+
+async def test_a_call_cut_off_is_told_to_the_model_and_not_repeated(bench: Bench) -> None:
+    script = """
+turns:
+  - steps:
+      - calls:
+          - {name: execute, args: {command: "echo a >> /workspace/log; echo up; sleep 30"}}
+          - {name: ls, args: {path: /workspace}}
+      - "{{last_tool_result}}"
+"""
+    turn, journal = bench.turn(), Journal()
+    await crashed(bench, script, turn, journal, lambda: journal.kinds()[-1] == "tool_call_output")
+    ls = next(key for key, call in journal.calls.items() if key.endswith("_2"))
+    journal.calls[ls] = RecordedCall(finished=False)
+    await resumed(bench, script, turn, journal)
+    assert await content(bench, "/workspace/log") == "a\n"
+    execute, listing = journal.status.tool_calls
+    assert execute.status == TOOL_CALL_FAILED and "interrupted" in execute.error
+    assert listing.status == TOOL_CALL_COMPLETED
+    assert [e.tool_call_failed.interrupted for e in journal.events if e.HasField("tool_call_failed")] == [
+        True
+    ]
+
+
+async def test_a_crash_in_the_first_answer_asks_again(bench: Bench) -> None:
+    script = "turns: [{steps: [{text: a b c d e f, chunk_tokens: 1}]}]"
+    turn, journal = bench.turn(), Journal()
+    await crashed(bench, script, turn, journal, lambda: journal.kinds()[-1] == "message_delta")
+    await resumed(bench, script, turn, journal)
+    assert [m.content for m in journal.status.messages] == ["a b c d e f"]
+
+
+async def test_a_turn_that_had_ended_only_tells_its_end_again(bench: Bench) -> None:
+    script = "turns: [{steps: [{calls: [{name: ls, args: {path: /workspace}}]}, the end]}]"
+    turn = bench.turn()
+    first = await bench.run(script, turn)
+    again = Journal(calls=first.calls)
+    await resumed(bench, script, turn, again)
+    assert not again.began
+    assert [e.message_completed.content for e in again.events if e.HasField("message_completed")] == [
+        "the end"
+    ]
+    assert again.status.messages[0].id == first.status.messages[-1].id
+
+
+async def test_a_new_turn_after_a_broken_one_begins_fresh(bench: Bench) -> None:
+    script = WORK.replace("turns:", "turns:\n  - {when: next, steps: [fresh]}")
+    turn, journal = bench.turn(), Journal()
+    await crashed(bench, script, turn, journal, lambda: "second" in str(journal.events[-1]))
+    after = bench.turn("next")
+    async with bench.session(script, Journal()) as session:
+        assert not await session.unfinished(after)
+    done = await bench.run(script, after)
+    assert [m.content for m in done.status.messages] == ["fresh"]
+    assert not done.began
+
+
+async def test_sub_agents_of_a_resumed_turn_repeat_no_finished_tool(bench: Bench) -> None:
+    bench.sub_agents = [HELPER]
+    script = """
+turns:
+  - when: {system: HELPER}
+    steps:
+      - calls: [{name: execute, args: {command: "echo {{message}} >> /workspace/log"}}]
+      - text: "said {{message}}"
+      - "never"
+  - steps:
+      - calls: [{name: task, args: {description: one, subagent_type: helper}}]
+      - "all done"
+"""
+    turn, journal = bench.turn(), Journal()
+    await crashed(bench, script, turn, journal, lambda: "said" in str(journal.events[-1]))
+    await resumed(bench, script, turn, journal)
+    assert await content(bench, "/workspace/log") == "one\n"
+    status = journal.status
+    assert [m.content for m in status.messages][-1] == "all done"
+    assert [s.output for s in status.sub_agent_executions] == ["said one"]
+    assert all(c.status == TOOL_CALL_COMPLETED for c in status.tool_calls)
+
+
+async def test_draining_stops_at_a_checkpoint_and_another_goes_on(bench: Bench) -> None:
+    turn, journal = bench.turn(), Journal()
+    async with bench.session(WORK, journal) as session:
+        with pytest.raises(DrainedError):
+            async for event in session.run(turn):
+                journal.events.append(event)
+                if event.HasField("message_started"):
+                    session.request_drain("worker stops")
+    await resumed(bench, WORK, turn, journal)
+    assert await content(bench, "/workspace/log") == "a\nb\n"
+    assert [m.content.split()[0] for m in journal.status.messages] == ["first", "second", "third"]
