@@ -1,1 +1,1 @@
-
+"""What can be done, whatever protocol asks."""

@@ -1,0 +1,259 @@
+"""The log of each execution together with what is in memory of it; what both kinds of use share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Final, TypeVar
+
+import structlog
+
+from agent_runner.domain.ids import canonical_id, is_id
+from agent_runner.domain.kinds import AGENT_EXECUTION
+from agent_runner.domain.phases import phase_name
+from agent_runner.domain.status import StatusFold
+from agent_runner.errors import AgentRunnerError, ConflictError, NotFoundError, UnavailableError
+from agent_runner.ports.announcers import Announcer
+from agent_runner.ports.stores import EventLog, LogHead
+from agent_runner.services._clocks import Clock, rfc3339
+from agent_runner.services._live import Live, LiveExecutions, with_snapshot
+from agent_runner.services.execution_records import ExecutionRecord, ExecutionRecords
+from agent_runner.v1.events_pb2 import ExecutionEvent
+from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecutionStatus
+from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import ExecutionPhase
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+_TRIES: Final = 20
+_READ_LIMIT: Final = 1000
+_CHANGES_PHASE: Final = frozenset({"phase_changed", "status_merged"})
+_LONGEST_TIME: Final = 40
+
+
+def topic_of(execution_id: str) -> str:
+    """Where appends to an execution are announced; a message is the newest seq in decimal digits."""
+    return f"execution/{execution_id}"
+
+
+class Logbook:
+    """Opens executions, and writes to their logs.
+
+    Args:
+        replicas: whether other processes write to the same stores; see `Services`.
+    """
+
+    def __init__(
+        self,
+        records: ExecutionRecords,
+        events: EventLog,
+        announcer: Announcer,
+        *,
+        clock: Clock,
+        replicas: bool,
+    ) -> None:
+        self.records = records
+        self.events = events
+        self.announcer = announcer
+        self.lives = LiveExecutions()
+        self.on_end: Callable[[ExecutionRecord], None] = lambda record: None
+        """Called when an execution has ended, whoever ended it."""
+        self._clock = clock
+        self._replicas = replicas
+
+    @asynccontextmanager
+    async def open(self, execution_id: str, *, fresh: bool = False) -> AsyncIterator[Live]:
+        """An execution as it is in memory, read from the store when it is not there.
+
+        Args:
+            fresh: compare it with the log first, where other processes may have written.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        async with self.lives.use(checked(execution_id)) as live:
+            if not live.loaded or live.stale:
+                async with live.lock:
+                    if not live.loaded or live.stale:
+                        await self._load(live)
+            elif fresh:
+                await self.refresh(live)
+            if live.deleted:
+                raise NotFoundError(AGENT_EXECUTION.name, live.execution_id)
+            yield live
+
+    async def refresh(self, live: Live) -> None:
+        """Catch up with what other processes have written."""
+        if self._replicas:
+            async with live.lock:
+                await self._catch_up(live)
+
+    async def catch_up_to(self, live: Live, seq: int) -> None:
+        """Read the log if it is said to have `seq` and memory has not."""
+        if live.seq < seq:
+            async with live.lock:
+                if live.seq < seq:
+                    await self._catch_up(live)
+
+    async def writing(self, live: Live, step: Callable[[LogHead], Awaitable[T]]) -> T:
+        """Run a step which stores events, again after each conflict with another process.
+
+        Raises:
+            ConflictError: others were faster every time.
+        """
+        async with live.lock:
+            for _ in range(_TRIES):
+                if live.stale or live.head is None:
+                    await self._load(live)
+                if live.deleted:
+                    raise NotFoundError(AGENT_EXECUTION.name, live.execution_id)
+                if live.head is None:
+                    continue  # appended to between two reads
+                try:
+                    return await step(live.head)
+                except ConflictError:
+                    log.info("someone else has appended", execution_id=live.execution_id)
+        raise ConflictError("event log", live.execution_id, live.seq)
+
+    async def store(self, live: Live, events: Sequence[ExecutionEvent], head: LogHead) -> None:
+        """Append events to the log and fold them in. The lock is held.
+
+        Args:
+            events: `seq` and missing times are set here.
+            head: as it was, but with the attempt and position that follow.
+
+        Raises:
+            ConflictError: another process has appended; nothing was written.
+        """
+        rows = self._number(live, events, head.last_seq)
+        size = sum(len(body) for _seq, _event, body in rows)
+        head = replace(head, last_seq=head.last_seq + len(rows))
+        phase = live.fold.phase
+        changes = any(event.WhichOneof("event") in _CHANGES_PHASE for event in events)
+        if changes or live.snapshot_due(len(rows), size):
+            fold = StatusFold(live.status())
+            for _seq, event, _body in rows:
+                fold.apply(event)
+            if fold.phase != phase or live.snapshot_due(len(rows), size):
+                head = with_snapshot(head, fold.status)
+            phase = fold.phase
+        await self._write(live, [body for _seq, _event, body in rows], head, phase)
+        self._take_over(live, rows, head)
+        await self._announce(live)
+
+    def _number(
+        self, live: Live, events: Sequence[ExecutionEvent], seq: int
+    ) -> list[tuple[int, ExecutionEvent, bytes]]:
+        now = rfc3339(self._clock())
+        rows = []
+        for event in events:
+            seq += 1
+            event.seq = seq
+            if not event.time or len(event.time) > _LONGEST_TIME:
+                event.time = now
+            rows.append((seq, event, event.SerializeToString()))
+        return rows
+
+    async def _write(
+        self, live: Live, bodies: Sequence[bytes], head: LogHead, phase: ExecutionPhase.ValueType
+    ) -> None:
+        """Append, and note a change of phase beside it, so that both share one commit."""
+        assert live.record is not None
+        append = self.events.append(
+            live.execution_id, bodies, expected_seq=head.last_seq - len(bodies), head=head
+        )
+        # What was written is not known when this is cut off; then the next use reads the log again.
+        live.stale = True
+        if live.record.phase == phase_name(phase):
+            await append
+            live.stale = False
+            return
+        failed, record = await asyncio.gather(
+            append, self.records.set_phase(live.record, phase), return_exceptions=True
+        )
+        if isinstance(failed, BaseException):
+            raise failed
+        if isinstance(record, AgentRunnerError):
+            # The log is the truth; loading or reconciling mends the index.
+            log.warning("phase was not indexed", execution_id=live.execution_id, error=str(record))
+            return
+        if isinstance(record, BaseException):
+            raise record
+        live.record, live.stale = record, False
+
+    def _take_over(
+        self, live: Live, rows: Sequence[tuple[int, ExecutionEvent, bytes]], head: LogHead
+    ) -> None:
+        if head.snapshot_seq == head.last_seq:
+            live.snapshot_bytes, live.bytes_since_snapshot = len(head.snapshot), 0
+        was_terminal = live.terminal
+        live.head = head
+        live.advance(rows)
+        if live.terminal and not was_terminal and live.record is not None:
+            self.on_end(live.record)
+
+    async def _announce(self, live: Live) -> None:
+        try:
+            await self.announcer.publish(topic_of(live.execution_id), b"%d" % live.seq)
+        except UnavailableError as error:
+            # Other replicas look by themselves after a while.
+            log.warning("append was not announced", execution_id=live.execution_id, error=str(error))
+
+    async def _load(self, live: Live) -> None:
+        """Read record, snapshot and the events since, and mend the index if it lags behind."""
+        record, head = await asyncio.gather(
+            self.records.get(live.execution_id), self.events.head(live.execution_id)
+        )
+        fold = StatusFold(AgentExecutionStatus.FromString(head.snapshot))
+        seq, size, last_time = head.snapshot_seq, 0, ""
+        async for number, event, body in self._events_after(live.execution_id, head.snapshot_seq):
+            fold.apply(event)
+            seq, size, last_time = number, size + len(body), event.time
+        live.fold, live.seq = fold, seq
+        live.head = head if seq == head.last_seq else None
+        live.snapshot_bytes, live.bytes_since_snapshot = len(head.snapshot), size
+        live.cancel_requested = fold.status.run.cancel_requested
+        live.last_time, live.holder = last_time, live.holder or record.holder
+        if record.phase != phase_name(fold.phase):
+            record = await self.records.set_phase(record, fold.phase)
+        live.record, live.loaded, live.stale = record, True, False
+        live.tail.clear()
+        live.announce()
+
+    async def _catch_up(self, live: Live) -> None:
+        try:
+            live.record = await self.records.get(live.execution_id)
+        except NotFoundError:
+            live.deleted = True
+            live.announce()
+            return
+        rows = [row async for row in self._events_after(live.execution_id, live.seq)]
+        if rows:
+            live.head = None  # attempt and position are someone else's now
+            live.advance(rows)
+
+    async def _events_after(
+        self, execution_id: str, seq: int
+    ) -> AsyncIterator[tuple[int, ExecutionEvent, bytes]]:
+        while True:
+            rows = await self.events.read(execution_id, after_seq=seq, limit=_READ_LIMIT)
+            for number, body in rows:
+                yield number, ExecutionEvent.FromString(body), body
+            if len(rows) < _READ_LIMIT:
+                return
+            seq = rows[-1][0]
+
+
+def checked(execution_id: str) -> str:
+    """The canonical id.
+
+    Raises:
+        NotFoundError: no execution can have this id.
+    """
+    key = canonical_id(execution_id)
+    if not is_id(AGENT_EXECUTION.id_prefix, key):
+        hint = f"Its ids begin with {AGENT_EXECUTION.id_prefix}-."
+        raise NotFoundError(AGENT_EXECUTION.name, execution_id[:100], hint)
+    return key

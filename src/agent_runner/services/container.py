@@ -1,0 +1,124 @@
+"""All services, built on the ports they are given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from agent_runner.domain.kinds import ENVIRONMENT, EXECUTION_CONTEXT, MCP_SERVER, SKILL
+from agent_runner.ports.announcers import Announcer
+from agent_runner.ports.stores import EventLog, ResourceStore
+from agent_runner.ports.workflows import WorkflowStarter
+from agent_runner.services._clocks import Clock, IdSource, utc_now
+from agent_runner.services._logbook import Logbook
+from agent_runner.services.agent_instances import AgentInstanceService
+from agent_runner.services.agents import AgentService
+from agent_runner.services.events import EventService
+from agent_runner.services.execution_records import ExecutionRecords
+from agent_runner.services.execution_runs import ExecutionRuns
+from agent_runner.services.executions import ExecutionService
+from agent_runner.services.mcp_servers import McpServerService
+from agent_runner.services.resources import ResourceService
+from agent_runner.services.sessions import SessionService
+from agent_runner.services.turns import SessionTurns
+from agent_runner.services.watching import WatchService
+from ai.stigmer.agentic.environment.v1.api_pb2 import Environment
+from ai.stigmer.agentic.executioncontext.v1.api_pb2 import ExecutionContext
+from ai.stigmer.agentic.skill.v1.api_pb2 import Skill
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything that can be done, whatever protocol asks.
+
+    Attributes:
+        runs: starts what may run; `runs.reconcile()` is due at start and from time to time.
+        events: what runners write.
+        watches: reading executions, once or live.
+    """
+
+    agents: AgentService
+    agent_instances: AgentInstanceService
+    sessions: SessionService
+    executions: ExecutionService
+    environments: ResourceService[Environment]
+    execution_contexts: ResourceService[ExecutionContext]
+    skills: ResourceService[Skill]
+    mcp_servers: McpServerService
+    runs: ExecutionRuns
+    events: EventService
+    watches: WatchService
+    workflows: WorkflowStarter
+
+    @property
+    def by_kind(self) -> Mapping[int, ResourceService[Any]]:
+        """The service of each kind, by `ApiResourceKind`."""
+        services: tuple[ResourceService[Any], ...] = (
+            self.agents,
+            self.agent_instances,
+            self.sessions,
+            self.executions,
+            self.environments,
+            self.execution_contexts,
+            self.skills,
+            self.mcp_servers,
+        )
+        return {service.spec.number: service for service in services}
+
+    async def aclose(self) -> None:
+        """Let what was begun in the background come to its end."""
+        await self.runs.aclose()
+
+
+def build_services(
+    store: ResourceStore,
+    log: EventLog,
+    announcer: Announcer,
+    workflows: WorkflowStarter,
+    *,
+    clock: Clock = utc_now,
+    replicas: bool = False,
+) -> Services:
+    """Build the services.
+
+    Args:
+        replicas: True when other processes write to the same stores. Reads then look at the log, rather
+            than trust what is in memory; writes are safe either way.
+    """
+    new_id = IdSource(clock)
+    records, turns = ExecutionRecords(store, clock), SessionTurns(store)
+    logbook = Logbook(records, log, announcer, clock=clock, replicas=replicas)
+    events, watches = EventService(logbook), WatchService(logbook, turns)
+    runs = ExecutionRuns(store, turns=turns, events=events, watches=watches, workflows=workflows, clock=clock)
+    logbook.on_end = runs.ended
+    instances = AgentInstanceService(store, clock=clock, new_id=new_id)
+    agents = AgentService(store, instances, clock=clock, new_id=new_id)
+    sessions = SessionService(store, clock=clock, new_id=new_id)
+    return Services(
+        agents=agents,
+        agent_instances=instances,
+        sessions=sessions,
+        executions=ExecutionService(
+            store,
+            agents=agents,
+            instances=instances,
+            sessions=sessions,
+            records=records,
+            turns=turns,
+            events=events,
+            watches=watches,
+            runs=runs,
+            workflows=workflows,
+            clock=clock,
+            new_id=new_id,
+        ),
+        environments=ResourceService(ENVIRONMENT, store, clock=clock, new_id=new_id),
+        execution_contexts=ResourceService(EXECUTION_CONTEXT, store, clock=clock, new_id=new_id),
+        skills=ResourceService(SKILL, store, clock=clock, new_id=new_id),
+        mcp_servers=McpServerService(MCP_SERVER, store, clock=clock, new_id=new_id),
+        runs=runs,
+        events=events,
+        watches=watches,
+        workflows=workflows,
+    )

@@ -1,0 +1,178 @@
+"""Appending to the logs of executions: attempts, fencing, and what ends a run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Final
+
+from agent_runner.domain.phases import is_terminal, phase_word
+from agent_runner.errors import (
+    FailedPreconditionError,
+    FencedError,
+    InvalidRequestError,
+    PositionError,
+)
+from agent_runner.ports.stores import LogHead
+from agent_runner.services._journal import journal
+from agent_runner.services._live import Live
+from agent_runner.services._logbook import Logbook
+from agent_runner.services.execution_records import HOLDER, ExecutionRecord
+from agent_runner.services.validation import validate
+from agent_runner.v1.events_pb2 import AttemptStarted, ExecutionEvent, PhaseChanged
+from agent_runner.v1.runner_service_pb2 import (
+    AppendEventsRequest,
+    AppendEventsResponse,
+    StartAttemptRequest,
+    StartAttemptResponse,
+)
+from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
+    EXECUTION_PENDING,
+    EXECUTION_PHASE_UNSPECIFIED,
+    ExecutionPhase,
+)
+
+_NOT_FROM_RUNNERS: Final = frozenset({"attempt_started", "status_merged", "cancel_requested"})
+
+
+class EventService:
+    """What runners and the control plane itself write to the logs."""
+
+    def __init__(self, logbook: Logbook) -> None:
+        self._logbook = logbook
+
+    async def begin(self, record: ExecutionRecord, *beside: Awaitable[object]) -> None:
+        """Log that a new execution is pending, while what else belongs to it is stored.
+
+        Raises:
+            ConflictError: it has events already.
+        """
+        event = ExecutionEvent(phase_changed=PhaseChanged(phase=EXECUTION_PENDING))
+        async with self._logbook.lives.use(record.id) as live, live.lock:
+            live.record = record
+            results = await asyncio.gather(
+                self._logbook.store(live, [event], LogHead()), *beside, return_exceptions=True
+            )
+            for result in results:
+                if isinstance(result, BaseException):
+                    raise result
+            # Only now: what is in memory before all of it is stored must not be taken for true.
+            live.loaded = True
+
+    async def start_attempt(self, request: StartAttemptRequest) -> StartAttemptResponse:
+        """Give an execution to a worker; every earlier attempt is fenced off.
+
+        Raises:
+            NotFoundError: no such execution.
+            FailedPreconditionError: it has ended.
+            FencedError: a later attempt of the same workflow run holds it.
+        """
+        validate(request)
+        async with self._logbook.open(request.execution_id) as live:
+            return await self._logbook.writing(live, partial(self._start_attempt, live, request))
+
+    async def append(self, request: AppendEventsRequest) -> AppendEventsResponse:
+        """Append a runner's events; what is stored already is skipped.
+
+        After the end nothing is stored any more, and the answer tells the runner to stop.
+
+        Raises:
+            NotFoundError: no such execution.
+            FencedError: another attempt holds it.
+            PositionError: `position` leaves a gap.
+            InvalidRequestError: an event is not a runner's to send.
+        """
+        validate(request)
+        for number, event in enumerate(request.events):
+            _check_event(number, event)
+        async with self._logbook.open(request.execution_id) as live:
+            return await self._logbook.writing(live, partial(self._append, live, request))
+
+    async def record(self, execution_id: str, event: ExecutionEvent) -> bool:
+        """Log an event of the control plane's own; False, and nothing logged, after the end."""
+        async with self._logbook.open(execution_id) as live:
+            return await self._logbook.writing(live, partial(self._append_own, live, event))
+
+    async def _start_attempt(
+        self, live: Live, request: StartAttemptRequest, head: LogHead
+    ) -> StartAttemptResponse:
+        if live.terminal:
+            raise FailedPreconditionError(
+                f"Execution {live.execution_id!r} has ended: it is {phase_word(live.phase)}."
+            )
+        await self._hold(live, request, head)
+        calls = await journal(self._logbook.events, live.execution_id) if head.attempt else []
+        attempt = head.attempt + 1
+        event = ExecutionEvent(
+            attempt=attempt,
+            attempt_started=AttemptStarted(worker=request.worker, resumed=request.resumed),
+        )
+        await self._logbook.store(live, [event], replace(head, attempt=attempt, position=0))
+        return StartAttemptResponse(attempt=attempt, execution=live.execution(), tool_calls=calls)
+
+    async def _hold(self, live: Live, request: StartAttemptRequest, head: LogHead) -> None:
+        """Note which attempt of which workflow run holds the execution.
+
+        The first attempt of a run is kept in memory alone: nothing earlier could come late.
+
+        Raises:
+            FencedError: a later attempt of the same run holds it.
+        """
+        assert live.record is not None
+        run, _, number = (live.holder or live.record.holder).rpartition("/")
+        if run and run == request.workflow_run_id and request.activity_attempt < int(number):
+            raise FencedError(live.execution_id, request.activity_attempt, head.attempt)
+        if not request.workflow_run_id:
+            return
+        holder = f"{request.workflow_run_id}/{request.activity_attempt}"
+        if request.activity_attempt > 1 or live.record.holder:
+            live.record = await self._logbook.records.set_fields(live.record, {HOLDER: holder})
+        live.holder = holder
+
+    async def _append(self, live: Live, request: AppendEventsRequest, head: LogHead) -> AppendEventsResponse:
+        if request.attempt != head.attempt:
+            raise FencedError(live.execution_id, request.attempt, head.attempt)
+        end = request.position + len(request.events)
+        if live.terminal:
+            return AppendEventsResponse(last_seq=live.seq, next_position=end, cancel_requested=True)
+        if request.position > head.position:
+            raise PositionError(live.execution_id, request.position, head.position)
+        new = _until_end(request.events[head.position - request.position :])
+        if end > head.position:
+            for event in new:
+                event.attempt = request.attempt
+            await self._logbook.store(live, new, replace(head, position=end))
+        return AppendEventsResponse(
+            last_seq=live.seq,
+            next_position=max(end, head.position),
+            cancel_requested=live.cancel_requested,
+        )
+
+    async def _append_own(self, live: Live, event: ExecutionEvent, head: LogHead) -> bool:
+        if live.terminal:
+            return False
+        copy = ExecutionEvent()
+        copy.CopyFrom(event)
+        copy.attempt = 0
+        await self._logbook.store(live, [copy], head)
+        return True
+
+
+def _check_event(number: int, event: ExecutionEvent) -> None:
+    kind = event.WhichOneof("event")
+    if kind in _NOT_FROM_RUNNERS:
+        raise InvalidRequestError.of(f"events[{number}].{kind}", "is the control plane's to log")
+    if kind == "phase_changed":
+        phase = event.phase_changed.phase
+        if phase == EXECUTION_PHASE_UNSPECIFIED or phase not in ExecutionPhase.values():
+            raise InvalidRequestError.of(f"events[{number}].phase_changed.phase", "must be a phase")
+
+
+def _until_end(events: Sequence[ExecutionEvent]) -> Sequence[ExecutionEvent]:
+    """The events up to that of a terminal phase, which is the last one of a log."""
+    for number, event in enumerate(events):
+        if event.WhichOneof("event") == "phase_changed" and is_terminal(event.phase_changed.phase):
+            return events[: number + 1]
+    return events

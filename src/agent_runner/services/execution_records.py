@@ -1,0 +1,110 @@
+"""Executions as they are stored: the resource without what its events tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from agent_runner.domain.kinds import AGENT_EXECUTION
+from agent_runner.domain.phases import phase_name
+from agent_runner.errors import ConflictError
+from agent_runner.ports.stores import ResourceKey, ResourceStore, StoredResource
+from agent_runner.services._clocks import Clock
+from agent_runner.services.resources import touch
+from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
+from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import ExecutionPhase
+
+_TRIES: Final = 20
+HOLDER: Final = "holder"
+"""Field with the workflow run and the activity attempt that hold the execution, once retried."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionRecord:
+    """One stored execution.
+
+    Attributes:
+        resource: as stored; its field `phase` is an index and may lag behind the log after a crash.
+    """
+
+    resource: StoredResource
+
+    @property
+    def id(self) -> str:
+        return self.resource.key.id
+
+    @property
+    def session_id(self) -> str:
+        return self.resource.fields.get("session_id", "")
+
+    @property
+    def agent_id(self) -> str:
+        return self.resource.fields.get("agent_id", "")
+
+    @property
+    def phase(self) -> str:
+        """Name of the phase as far as lists know it."""
+        return self.resource.fields.get("phase", "")
+
+    @property
+    def holder(self) -> str:
+        return self.resource.fields.get(HOLDER, "")
+
+    def message(self) -> AgentExecution:
+        """The execution; its status holds nothing but the audit."""
+        return AgentExecution.FromString(self.resource.body)
+
+
+def fields_of(execution: AgentExecution, phase: ExecutionPhase.ValueType) -> Mapping[str, str]:
+    return {
+        "session_id": execution.spec.session_id,
+        "agent_id": execution.spec.agent_id,
+        "phase": phase_name(phase),
+    }
+
+
+def key_of(execution_id: str) -> ResourceKey:
+    return ResourceKey(AGENT_EXECUTION.name, execution_id)
+
+
+class ExecutionRecords:
+    """Reads executions, and keeps what lists filter by."""
+
+    def __init__(self, store: ResourceStore, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+
+    async def get(self, execution_id: str) -> ExecutionRecord:
+        """Read one.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        return ExecutionRecord(await self._store.get(key_of(execution_id)))
+
+    async def set_phase(self, record: ExecutionRecord, phase: ExecutionPhase.ValueType) -> ExecutionRecord:
+        """Note the phase, and the time of the change in the status audit."""
+        return await self.set_fields(record, {"phase": phase_name(phase)})
+
+    async def set_fields(self, record: ExecutionRecord, fields: Mapping[str, str]) -> ExecutionRecord:
+        """Note values lists filter by.
+
+        Raises:
+            NotFoundError: the execution was deleted.
+        """
+        for _ in range(_TRIES):
+            execution = record.message()
+            touch(execution.status.audit, "status_audit", self._clock)
+            changed = replace(
+                record.resource,
+                body=execution.SerializeToString(),
+                fields={**record.resource.fields, **fields},
+            )
+            try:
+                version = await self._store.put(changed, expected=record.resource.version)
+            except ConflictError:
+                record = await self.get(record.id)
+                continue
+            return ExecutionRecord(replace(changed, version=version))
+        raise ConflictError(AGENT_EXECUTION.name, record.id, record.resource.version)

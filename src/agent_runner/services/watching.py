@@ -1,0 +1,205 @@
+"""Reading executions, once or for as long as they run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from datetime import timedelta
+from typing import Final
+
+import structlog
+
+from agent_runner.domain.kinds import AGENT_EXECUTION
+from agent_runner.errors import NotFoundError, SlowWatcherError, UnavailableError
+from agent_runner.services._batches import Batch, pack
+from agent_runner.services._live import Live
+from agent_runner.services._logbook import Logbook, topic_of
+from agent_runner.services.execution_records import ExecutionRecord
+from agent_runner.services.turns import SessionTurns
+from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution, AgentExecutionStatus
+from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import EXECUTION_PENDING, ExecutionPhase
+
+log = structlog.get_logger(__name__)
+
+__all__ = ["Batch", "WatchService"]
+
+HEARTBEAT: Final = timedelta(seconds=15)
+SUBSCRIBE_INTERVAL: Final = timedelta(milliseconds=100)
+_READ_LIMIT: Final = 200
+"""Events read from the log at once for a watcher; each may have 256 KiB and more."""
+_LISTEN_AGAIN: Final = timedelta(seconds=1)
+
+
+class WatchService:
+    """Reads executions from memory, and keeps those who watch up to date.
+
+    Nothing waits in memory for a slow reader. Everybody reads from the same tail of the log, and who
+    fell behind it from the log itself, in larger batches.
+    """
+
+    def __init__(self, logbook: Logbook, turns: SessionTurns) -> None:
+        self._logbook = logbook
+        self._turns = turns
+
+    async def execution(self, execution_id: str) -> AgentExecution:
+        """An execution with its status.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        async with self._logbook.open(execution_id, fresh=True) as live:
+            await self._place_in_queue(live)
+            return live.execution()
+
+    async def phase(self, execution_id: str) -> ExecutionPhase.ValueType:
+        """The phase, as the log has it."""
+        async with self._logbook.open(execution_id, fresh=True) as live:
+            return live.phase
+
+    async def status(self, execution_id: str) -> tuple[ExecutionRecord, AgentExecutionStatus, str]:
+        """The record, the folded status, and when the newest event happened; empty: long ago."""
+        async with self._logbook.open(execution_id, fresh=True) as live:
+            assert live.record is not None
+            return live.record, live.status(), live.last_time
+
+    async def watch(
+        self, execution_id: str, after_seq: int = 0, *, heartbeat: timedelta = HEARTBEAT
+    ) -> AsyncIterator[Batch]:
+        """Batches of events after `after_seq`, from the log and then live, without gap or repetition.
+
+        A batch without payload is a heartbeat. Ends after the event of a terminal phase.
+
+        Raises:
+            NotFoundError: no such execution, or it was deleted while it was watched.
+        """
+        async with self._logbook.open(execution_id, fresh=True) as live, self._listening(live):
+            sent = after_seq
+            while True:
+                changed = live.changed
+                if live.deleted:
+                    raise NotFoundError(AGENT_EXECUTION.name, live.execution_id)
+                if live.seq > sent:
+                    tail = live.tail.after(sent)
+                    for batch in [tail] if tail is not None else await self._from_log(live, sent):
+                        yield batch
+                        sent = batch.last
+                elif live.terminal:
+                    return
+                elif not await _within(changed, heartbeat):
+                    await self._logbook.refresh(live)
+                    yield Batch(sent + 1, sent, b"")
+
+    async def subscribe(
+        self, execution_id: str, *, interval: timedelta = SUBSCRIBE_INTERVAL
+    ) -> AsyncIterator[bytes]:
+        """The serialized execution at once, then after changes, at most once in an interval.
+
+        Of several changes the latest is shown, but no phase is left out. Ends after the state of a
+        terminal phase.
+
+        Raises:
+            NotFoundError: no such execution, or it was deleted while it was watched.
+        """
+        async with self._logbook.open(execution_id, fresh=True) as live, self._listening(live):
+            with _subscribed(live):
+                seen, sent = live.seq, b""
+                while True:
+                    changed = live.changed
+                    if live.deleted:
+                        raise NotFoundError(AGENT_EXECUTION.name, live.execution_id)
+                    for seq, milestone in [m for m in live.milestones if m[0] > seen]:
+                        yield milestone
+                        seen = seq
+                    await self._place_in_queue(live)
+                    ended, state = live.terminal, live.render()
+                    if state is not sent:
+                        seen, sent = live.seq, state
+                        yield state
+                    if ended:
+                        return
+                    if not await _within(changed, HEARTBEAT):
+                        await self._logbook.refresh(live)
+                    await _within(live.ended, interval)
+
+    async def mark_started(self, execution_id: str) -> None:
+        """Note that the execution's workflow was started: nothing comes before it any more."""
+        async with self._logbook.open(execution_id) as live:
+            live.started = True
+
+    async def replace_record(self, record: ExecutionRecord) -> None:
+        """Take over a resource that was changed in the store."""
+        async with self._logbook.lives.use(record.id) as live:
+            if live.loaded:
+                live.record = record
+                live.announce()
+
+    async def forget(self, execution_id: str) -> None:
+        """Remove the log of an execution; whoever watches it gets NotFoundError."""
+        await self._logbook.events.delete(execution_id)
+        self._logbook.lives.forget(execution_id)
+
+    def wake(self, session_id: str) -> None:
+        """Let those who watch waiting executions of a session know that the queue has moved."""
+        for live in self._logbook.lives.values():
+            if live.record and live.record.session_id == session_id and live.phase == EXECUTION_PENDING:
+                live.announce()
+
+    async def _place_in_queue(self, live: Live) -> None:
+        assert live.record is not None
+        waits = live.phase == EXECUTION_PENDING and not live.started
+        live.queue_position = await self._turns.position(live.record) if waits else 0
+
+    async def _from_log(self, live: Live, after_seq: int) -> Sequence[Batch]:
+        return pack(
+            await self._logbook.events.read(live.execution_id, after_seq=after_seq, limit=_READ_LIMIT)
+        )
+
+    @asynccontextmanager
+    async def _listening(self, live: Live) -> AsyncIterator[None]:
+        """Hear of appends by other processes for as long as anybody watches."""
+        live.watchers += 1
+        if live.listener is None:
+            live.listener = asyncio.create_task(self._listen(live), name=f"listen {live.execution_id}")
+        try:
+            yield
+        finally:
+            live.watchers -= 1
+            if not live.watchers and live.listener is not None:
+                live.listener.cancel()
+                live.listener = None
+
+    async def _listen(self, live: Live) -> None:
+        while True:
+            try:
+                async with self._logbook.announcer.subscribe(topic_of(live.execution_id)) as messages:
+                    # What was appended before the subscription was there.
+                    await self._logbook.refresh(live)
+                    async for message in messages:
+                        await self._logbook.catch_up_to(live, int(message))
+            except SlowWatcherError:
+                continue
+            except UnavailableError as error:
+                log.warning("announcements are away", execution_id=live.execution_id, error=str(error))
+                await asyncio.sleep(_LISTEN_AGAIN.total_seconds())
+
+
+@contextmanager
+def _subscribed(live: Live) -> Iterator[None]:
+    live.subscribers += 1
+    try:
+        yield
+    finally:
+        live.subscribers -= 1
+        if not live.subscribers:
+            live.milestones.clear()
+
+
+async def _within(event: asyncio.Event, limit: timedelta) -> bool:
+    """Wait for an event; False when the time is over first."""
+    try:
+        async with asyncio.timeout(limit.total_seconds()):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
