@@ -223,6 +223,15 @@ def read_skill_md(text: str) -> SkillText:
     return SkillText(front_matter, body, tuple(warnings))
 
 
+def description_of(text: str) -> str:
+    """The description in the front matter; empty where there is none, or it cannot be read."""
+    try:
+        front_matter = read_skill_md(text).front_matter
+    except ArtifactError:
+        return ""  # pushed to a server that does not check
+    return front_matter.description if front_matter is not None else ""
+
+
 def _mapping(source: str) -> Mapping[Any, Any]:
     if len(source.encode()) > MAX_FRONT_MATTER_BYTES:
         raise ArtifactError(f"SKILL.md: the front matter has over {MAX_FRONT_MATTER_BYTES} bytes.")
