@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from ai.stigmer.agentic.agent.v1.api_pb2 import Agent
+from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
 from ai.stigmer.agentic.agentinstance.v1.api_pb2 import AgentInstance
 from ai.stigmer.agentic.environment.v1.api_pb2 import Environment
 from ai.stigmer.agentic.session.v1.api_pb2 import Session
@@ -18,6 +19,8 @@ class ResourceReader(Protocol):
         NotFoundError: there is none.
         UnavailableError: the control plane cannot be reached; try again.
     """
+
+    async def execution(self, execution_id: str) -> AgentExecution: ...
 
     async def session(self, session_id: str) -> Session: ...
 

@@ -6,6 +6,8 @@ from agent_runner.client.channels import Channel
 from agent_runner.errors import NotFoundError
 from ai.stigmer.agentic.agent.v1.api_pb2 import Agent
 from ai.stigmer.agentic.agent.v1.io_pb2 import AgentId
+from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
+from ai.stigmer.agentic.agentexecution.v1.io_pb2 import AgentExecutionId
 from ai.stigmer.agentic.agentinstance.v1.api_pb2 import AgentInstance
 from ai.stigmer.agentic.agentinstance.v1.io_pb2 import AgentInstanceId
 from ai.stigmer.agentic.environment.v1.api_pb2 import Environment
@@ -14,6 +16,7 @@ from ai.stigmer.agentic.session.v1.io_pb2 import SessionId
 from ai.stigmer.commons.apiresource.io_pb2 import ApiResourceReference
 
 _PACKAGE = "/ai.stigmer.agentic"
+_EXECUTION = f"{_PACKAGE}.agentexecution.v1.AgentExecutionQueryController/get"
 _SESSION = f"{_PACKAGE}.session.v1.SessionQueryController/get"
 _INSTANCE = f"{_PACKAGE}.agentinstance.v1.AgentInstanceQueryController/get"
 _AGENT = f"{_PACKAGE}.agent.v1.AgentQueryController/get"
@@ -25,6 +28,10 @@ class GrpcResourceReader:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
+
+    async def execution(self, execution_id: str) -> AgentExecution:
+        _ensure_named("execution", execution_id)
+        return await self._channel.unary(_EXECUTION, AgentExecutionId(value=execution_id), AgentExecution)
 
     async def session(self, session_id: str) -> Session:
         _ensure_named("session", session_id)

@@ -1,0 +1,34 @@
+"""Saying that an activity lives, however silent it is."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+from temporalio import activity
+
+INTERVAL = timedelta(seconds=1)
+
+
+@asynccontextmanager
+async def heartbeats(interval: timedelta = INTERVAL) -> AsyncIterator[None]:
+    """Heartbeat at once and then on a timer, until the block is left.
+
+    The details are empty: what was done is in the event log.
+    """
+    ticker = asyncio.create_task(_tick(interval.total_seconds()), name="heartbeats")
+    try:
+        yield
+    finally:
+        ticker.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await ticker
+
+
+async def _tick(seconds: float) -> None:
+    while True:
+        activity.heartbeat()
+        await asyncio.sleep(seconds)

@@ -1,0 +1,59 @@
+"""What goes in and out of the workflow and its activities; all the workflow needs to import of us."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from agent_runner.ports.workflows import (
+    CLEANUP_SANDBOX,
+    COMPLETE_EXTERNAL_ACTIVITY,
+    ENSURE_THREAD,
+    EXECUTE_GRAPHTON,
+    RUNNER_TASK_QUEUE,
+    TASK_QUEUE_MEMO,
+    UPDATE_EXECUTION_STATUS,
+    WORKFLOW_TASK_QUEUE,
+    WORKFLOW_TYPE,
+    InvokeOptions,
+    workflow_id,
+)
+
+__all__ = [
+    "CLEANUP_SANDBOX",
+    "COMPLETE_EXTERNAL_ACTIVITY",
+    "ENSURE_THREAD",
+    "EXECUTE_GRAPHTON",
+    "EXECUTION_CANCELLED",
+    "EXECUTION_FAILED",
+    "RUNNER_TASK_QUEUE",
+    "TASK_QUEUE_MEMO",
+    "UPDATE_EXECUTION_STATUS",
+    "WORKFLOW_TASK_QUEUE",
+    "WORKFLOW_TYPE",
+    "ExternalCompletion",
+    "InvokeOptions",
+    "workflow_id",
+]
+
+EXECUTION_FAILED = "ExecutionFailed"
+"""Type of the error by which an execution fails in Temporal once FAILED is stored."""
+EXECUTION_CANCELLED = "ExecutionCancelled"
+"""The same for CANCELLED, where it was not Temporal that was asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalCompletion:
+    """Argument of `stigmer/system/complete-external-activity`; spelled as its JSON object is.
+
+    Attributes:
+        ExecutionId: ours: whose caller waits. Token and result are read from the store.
+        CallbackToken: from a workflow of the Stigmer API: the token in base64.
+        Result: with it: what the caller gets.
+        Error: with it: why the caller gets nothing; set means failed.
+    """
+
+    ExecutionId: str = ""
+    CallbackToken: str = ""
+    Result: Any = None
+    Error: Any = None

@@ -1,0 +1,109 @@
+"""What one turn is made of: whose message, which agent, with which variables, model and limits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from agent_runner.domain import environments
+from agent_runner.domain.environments import MergedEnvironment
+from agent_runner.errors import FailedPreconditionError
+from agent_runner.ports.agents import SubAgentSpecification
+from agent_runner.ports.resource_readers import ResourceReader
+from agent_runner.v1.options_pb2 import Limits, ModelOptions
+from ai.stigmer.agentic.agent.v1.api_pb2 import Agent
+from ai.stigmer.agentic.agentexecution.v1.spec_pb2 import AgentExecutionSpec
+from ai.stigmer.agentic.agentinstance.v1.api_pb2 import AgentInstance
+from ai.stigmer.agentic.environment.v1.api_pb2 import Environment
+from ai.stigmer.agentic.session.v1.api_pb2 import Session
+from ai.stigmer.commons.apiresource.io_pb2 import ApiResourceReference
+
+DEFAULT_INSTRUCTIONS = "You are a helpful assistant. Do what the user asks with the tools you have."
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything read that a turn needs.
+
+    Attributes:
+        session: empty for an execution that names only an agent.
+        warnings: what the run goes on without.
+    """
+
+    spec: AgentExecutionSpec
+    session: Session
+    agent: Agent
+    environment: MergedEnvironment
+    warnings: Sequence[str] = ()
+
+
+async def plan(reader: ResourceReader, spec: AgentExecutionSpec) -> Plan:
+    """Read session, instance, agent and environments by id.
+
+    Raises:
+        NotFoundError: one of them is gone.
+        FailedPreconditionError: a variable the agent asks for has no value.
+    """
+    session, instance = Session(), AgentInstance()
+    agent_id = spec.agent_id
+    if spec.session_id:
+        session = await reader.session(spec.session_id)
+        instance = await reader.instance(session.spec.agent_instance_id)
+        agent_id = instance.spec.agent_id
+    agent, layers = await asyncio.gather(reader.agent(agent_id), _environments(reader, instance))
+    environment = environments.resolve(
+        agent.spec.env_spec.data,
+        [(layer.metadata.slug, layer.spec.data) for layer in layers],
+        spec.runtime_env,
+    )
+    if environment.missing:
+        names = ", ".join(environment.missing)
+        raise FailedPreconditionError(
+            f"Agent {agent.metadata.slug!r} needs a value for {names}. Set it in an environment of the "
+            "instance, or give it with the execution."
+        )
+    return Plan(spec, session, agent, environment, _without(agent))
+
+
+async def _environments(reader: ResourceReader, instance: AgentInstance) -> Sequence[Environment]:
+    """In the order of the references, read at once."""
+    references = []
+    for reference in instance.spec.environment_refs:
+        own = ApiResourceReference()
+        own.CopyFrom(reference)
+        own.org = reference.org or instance.metadata.org
+        own.ClearField("kind")  # 52 is stored by Stigmer's clients and refused by its own environment service
+        references.append(own)
+    return await asyncio.gather(*(reader.environment(reference) for reference in references))
+
+
+def _without(agent: Agent) -> Sequence[str]:
+    names = [server.name for server in agent.spec.mcp_servers]
+    return [f"MCP servers are not connected by this runner: {', '.join(names)}."] if names else []
+
+
+def instructions(agent: Agent) -> str:
+    """The system prompt: the agent's own, or one line where it has none."""
+    return agent.spec.instructions.strip() or DEFAULT_INSTRUCTIONS
+
+
+def sub_agents(agent: Agent) -> Sequence[SubAgentSpecification]:
+    return [
+        SubAgentSpecification(sub.name, sub.description or sub.name, sub.instructions)
+        for sub in agent.spec.sub_agents
+    ]
+
+
+def model_wishes(spec: AgentExecutionSpec, agent: Agent) -> Sequence[ModelOptions]:
+    """What was asked for, the strongest first: by the execution, then by the agent."""
+    config = spec.execution_config
+    return [config.options.model, ModelOptions(model_name=config.model_name), agent.spec.options.model]
+
+
+def limits(spec: AgentExecutionSpec, agent: Agent) -> Limits:
+    """Per kind the execution's limit, else the agent's."""
+    merged = Limits()
+    merged.CopyFrom(agent.spec.options.limits)
+    merged.MergeFrom(spec.execution_config.options.limits)
+    return merged

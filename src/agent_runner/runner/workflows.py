@@ -1,0 +1,157 @@
+"""The workflow that runs an execution. It knows ids; what an agent says and does goes past it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import (
+    ActivityError,
+    ApplicationError,
+    CancelledError,
+    TimeoutError,
+    TimeoutType,
+    is_cancelled_exception,
+)
+
+with workflow.unsafe.imports_passed_through():
+    from agent_runner.runner.payloads import (
+        COMPLETE_EXTERNAL_ACTIVITY,
+        ENSURE_THREAD,
+        EXECUTE_GRAPHTON,
+        EXECUTION_CANCELLED,
+        EXECUTION_FAILED,
+        RUNNER_TASK_QUEUE,
+        TASK_QUEUE_MEMO,
+        UPDATE_EXECUTION_STATUS,
+        WORKFLOW_TYPE,
+        ExternalCompletion,
+        InvokeOptions,
+    )
+    from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution, AgentExecutionStatus
+    from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
+        EXECUTION_CANCELLED as CANCELLED,
+    )
+    from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
+        EXECUTION_FAILED as FAILED,
+    )
+
+_STORE_RETRIES = RetryPolicy(
+    initial_interval=timedelta(milliseconds=200),
+    maximum_interval=timedelta(seconds=30),
+    non_retryable_error_types=["NotFoundError"],
+)
+# Long back-offs become timers, so that the workflow's task is not kept open for them.
+_LOCAL_RETRIES_WITHIN = timedelta(seconds=3)
+_STORE_PATIENCE = timedelta(hours=24)
+
+
+@workflow.defn(name=WORKFLOW_TYPE)
+class InvokeAgentExecution:
+    """EnsureThread, ExecuteGraphton, then the caller who waits, if one does.
+
+    The status is the runner's to store. What the runner could not store because it is gone, was
+    cancelled before it began, or gave up, is stored from here; a phase that is final stays.
+    """
+
+    @workflow.run
+    async def run(self, execution: AgentExecution, options: InvokeOptions | None = None) -> None:
+        settings = options or InvokeOptions()
+        try:
+            await self._execute(execution, settings)
+        except BaseException as error:
+            ended = _how_it_ended(error)
+            await self._store(execution.metadata.id, ended)
+            await self._tell_caller(execution, settings)
+            raise _as_workflow_failure(ended) from None
+        await self._tell_caller(execution, settings)
+
+    async def _execute(self, execution: AgentExecution, options: InvokeOptions) -> None:
+        thread_id = await workflow.execute_local_activity(
+            ENSURE_THREAD,
+            args=[execution.spec.session_id, execution.spec.agent_id],
+            result_type=str,
+            start_to_close_timeout=timedelta(seconds=10),
+        )
+        status: AgentExecutionStatus = await workflow.execute_activity(
+            EXECUTE_GRAPHTON,
+            args=[execution, thread_id],
+            result_type=AgentExecutionStatus,
+            task_queue=workflow.memo_value(TASK_QUEUE_MEMO, RUNNER_TASK_QUEUE, type_hint=str),
+            start_to_close_timeout=timedelta(seconds=options.execution_timeout_seconds),
+            heartbeat_timeout=timedelta(seconds=options.heartbeat_timeout_seconds),
+            retry_policy=RetryPolicy(
+                initial_interval=timedelta(milliseconds=200),
+                maximum_interval=timedelta(seconds=30),
+                maximum_attempts=options.max_attempts,
+            ),
+            # The runner keeps what was done until then and says so; only then it is over.
+            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+        )
+        if execution.spec.message:
+            # The whole execution is the argument: the runner may be a foreign one, whose last update is
+            # best effort, and which returns failures.
+            await self._store(execution.metadata.id, status)
+        if status.phase in (FAILED, CANCELLED):
+            kind = EXECUTION_CANCELLED if status.phase == CANCELLED else EXECUTION_FAILED
+            raise ApplicationError(status.error or "The runner reported a failure.", type=kind)
+
+    async def _store(self, execution_id: str, status: AgentExecutionStatus) -> None:
+        try:
+            await workflow.execute_local_activity(
+                UPDATE_EXECUTION_STATUS,
+                args=[execution_id, status],
+                start_to_close_timeout=timedelta(seconds=10),
+                schedule_to_close_timeout=_STORE_PATIENCE,
+                retry_policy=_STORE_RETRIES,
+                local_retry_threshold=_LOCAL_RETRIES_WITHIN,
+            )
+        except ActivityError as error:
+            workflow.logger.error("the end could not be stored: %s", error.cause)
+
+    async def _tell_caller(self, execution: AgentExecution, options: InvokeOptions) -> None:
+        if not options.waiting_caller:
+            return
+        await workflow.execute_activity(
+            COMPLETE_EXTERNAL_ACTIVITY,
+            ExternalCompletion(ExecutionId=execution.metadata.id),
+            start_to_close_timeout=timedelta(seconds=60),
+            schedule_to_close_timeout=_STORE_PATIENCE,
+            retry_policy=_STORE_RETRIES,
+        )
+
+
+def _how_it_ended(error: BaseException) -> AgentExecutionStatus:
+    """The status to be stored, if the runner has not stored one."""
+    cause = error.cause if isinstance(error, ActivityError) and error.cause else error
+    cancelled = workflow.cancellation_reason() is not None or is_cancelled_exception(error)
+    if cancelled or (isinstance(cause, ApplicationError) and cause.type == EXECUTION_CANCELLED):
+        return AgentExecutionStatus(phase=CANCELLED, error="The execution was cancelled.")
+    return AgentExecutionStatus(phase=FAILED, error=_explain(cause))
+
+
+def _as_workflow_failure(ended: AgentExecutionStatus) -> Exception:
+    if workflow.cancellation_reason() is not None and ended.phase == CANCELLED:
+        return CancelledError(ended.error)
+    kind = EXECUTION_CANCELLED if ended.phase == CANCELLED else EXECUTION_FAILED
+    return ApplicationError(ended.error, type=kind, non_retryable=True)
+
+
+def _explain(cause: BaseException) -> str:
+    if isinstance(cause, TimeoutError):
+        return _TIMEOUTS.get(cause.type or TimeoutType.START_TO_CLOSE, "It took too long.")
+    if isinstance(cause, ApplicationError):
+        return cause.message or str(cause.type)
+    return str(cause) or type(cause).__name__
+
+
+_TIMEOUTS = {
+    TimeoutType.HEARTBEAT: (
+        "The runner stopped answering, again and again, and nobody is left to try. Its log may say why."
+    ),
+    TimeoutType.START_TO_CLOSE: (
+        "It took longer than an execution may. AGENT_RUNNER_EXECUTION_TIMEOUT_SECONDS is the limit."
+    ),
+    TimeoutType.SCHEDULE_TO_START: "No runner took it in time. Check that one is running.",
+}
