@@ -10,6 +10,7 @@ AgentRunnerError
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import grpc
@@ -88,8 +89,8 @@ def from_rpc(error: grpc.aio.AioRpcError, address: str) -> AgentRunnerError:
         return errors.InvalidRequestError(violations_of(error) or [Violation("request", text)])
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineError(address)
-    if code is grpc.StatusCode.UNAVAILABLE and not _said_by_server(error):
-        return ServerUnreachableError(address)
+    if code is grpc.StatusCode.UNAVAILABLE and (problem := _connection_problem(text)) is not None:
+        return ServerUnreachableError(address, problem)
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return UnsupportedError(f"The server at {address} does not know this call: {text or 'no details'}.")
     kind = _TYPES.get(code)
@@ -117,10 +118,27 @@ def _trailers(error: grpc.aio.AioRpcError) -> Iterable[tuple[str, str | bytes]]:
     return error.trailing_metadata() or ()
 
 
-def _said_by_server(error: grpc.aio.AioRpcError) -> bool:
-    # A connection that could not be made, or broke, has the same code as a server which says that it
-    # is not ready; only the debug text tells them apart.
-    return "received from peer" in (error.debug_error_string() or "")
+# A connection that could not be made, or broke, has the same code as a server which says that it is not
+# ready. Only the words of gRPC's core tell them apart.
+_BROKEN = re.compile(
+    r"failed to connect|errors? resolving|DNS resolution|Socket closed|Connection (reset|closed|refused)"
+    r"|recvmsg|sendmsg|Broken pipe|Transport closed|GOAWAY|keepalive|too_many_pings|Stream removed"
+    r"|ipv[46]:|unix:|Handshake|handshake|Channel closed|End of TCP stream|Endpoint closing",
+)
+_REASONS = (
+    ("resolv", "The name is not known."),
+    ("http1.x", "What listens there speaks HTTP/1, not gRPC."),
+    ("Expected SETTINGS", "What listens there does not speak gRPC."),
+    ("andshake", "The TLS handshake failed."),
+    ("CERTIFICATE", "Its certificate is not trusted."),
+)
+
+
+def _connection_problem(text: str) -> str | None:
+    """Why there is no connection, empty for the usual reason; None when the server itself answered."""
+    if not _BROKEN.search(text):
+        return None
+    return next((words for mark, words in _REASONS if mark in text), "")
 
 
 def _worded(kind: type[AgentRunnerError], text: str) -> AgentRunnerError:
