@@ -12,6 +12,7 @@ A variable one layer calls secret is secret in the end, whatever later layers sa
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -203,7 +204,7 @@ def violations(path: str, data: Mapping[str, Value]) -> list[Violation]:
 
 
 def _violations(path: str, name: str, value: Value) -> Iterable[Violation]:
-    here = f"{path}[{name[:64]!r}]"
+    here = f"{path}[{json.dumps(name[:64])}]"
     if not is_variable_name(name):
         yield Violation(here, "is no variable name: use letters, digits and _, and no digit first.")
     size = len(value.value.encode())

@@ -45,8 +45,9 @@ class RunnerServiceStub:
     ResolveEnvironment: _grpc.UnaryUnaryMultiCallable[_runner_service_pb2.ResolveEnvironmentRequest, _runner_service_pb2.ResolveEnvironmentResponse]
     """The variables of an execution, secrets in clear: the one place where they come out. The first call
     merges the layers and keeps the result as the execution's ExecutionContext; later attempts get the
-    same. ABORTED: a newer attempt holds the execution. FAILED_PRECONDITION: it has ended, or a
-    reference of the instance leads nowhere.
+    same. ABORTED: a newer attempt holds the execution. FAILED_PRECONDITION: it has ended, or a secret
+    cannot be decrypted. NOT_FOUND: a reference leads nowhere. INVALID_ARGUMENT: an environment is of
+    another organization.
     """
 
 @_typing.type_check_only
@@ -66,8 +67,9 @@ class RunnerServiceAsyncStub(RunnerServiceStub):
     ResolveEnvironment: _aio.UnaryUnaryMultiCallable[_runner_service_pb2.ResolveEnvironmentRequest, _runner_service_pb2.ResolveEnvironmentResponse]  # type: ignore[assignment]
     """The variables of an execution, secrets in clear: the one place where they come out. The first call
     merges the layers and keeps the result as the execution's ExecutionContext; later attempts get the
-    same. ABORTED: a newer attempt holds the execution. FAILED_PRECONDITION: it has ended, or a
-    reference of the instance leads nowhere.
+    same. ABORTED: a newer attempt holds the execution. FAILED_PRECONDITION: it has ended, or a secret
+    cannot be decrypted. NOT_FOUND: a reference leads nowhere. INVALID_ARGUMENT: an environment is of
+    another organization.
     """
 
 class RunnerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -102,8 +104,9 @@ class RunnerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_runner_service_pb2.ResolveEnvironmentResponse, _abc.Awaitable[_runner_service_pb2.ResolveEnvironmentResponse]]:
         """The variables of an execution, secrets in clear: the one place where they come out. The first call
         merges the layers and keeps the result as the execution's ExecutionContext; later attempts get the
-        same. ABORTED: a newer attempt holds the execution. FAILED_PRECONDITION: it has ended, or a
-        reference of the instance leads nowhere.
+        same. ABORTED: a newer attempt holds the execution. FAILED_PRECONDITION: it has ended, or a secret
+        cannot be decrypted. NOT_FOUND: a reference leads nowhere. INVALID_ARGUMENT: an environment is of
+        another organization.
         """
 
 def add_RunnerServiceServicer_to_server(servicer: RunnerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -40,6 +40,11 @@ class ServerServiceStub:
                 request_serializer=agent__runner_dot_v1_dot_server__service__pb2.GetServerInfoRequest.SerializeToString,
                 response_deserializer=agent__runner_dot_v1_dot_server__service__pb2.GetServerInfoResponse.FromString,
                 _registered_method=True)
+        self.RotateKeys = channel.unary_unary(
+                '/agent_runner.v1.ServerService/RotateKeys',
+                request_serializer=agent__runner_dot_v1_dot_server__service__pb2.RotateKeysRequest.SerializeToString,
+                response_deserializer=agent__runner_dot_v1_dot_server__service__pb2.RotateKeysResponse.FromString,
+                _registered_method=True)
 
 
 class ServerServiceServicer:
@@ -53,6 +58,14 @@ class ServerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RotateKeys(self, request, context):
+        """Encrypts every stored secret anew with the first key of the server's keyring. Safe to break off and
+        to repeat.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ServerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +73,11 @@ def add_ServerServiceServicer_to_server(servicer, server):
                     servicer.GetServerInfo,
                     request_deserializer=agent__runner_dot_v1_dot_server__service__pb2.GetServerInfoRequest.FromString,
                     response_serializer=agent__runner_dot_v1_dot_server__service__pb2.GetServerInfoResponse.SerializeToString,
+            ),
+            'RotateKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateKeys,
+                    request_deserializer=agent__runner_dot_v1_dot_server__service__pb2.RotateKeysRequest.FromString,
+                    response_serializer=agent__runner_dot_v1_dot_server__service__pb2.RotateKeysResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +108,33 @@ class ServerService:
             '/agent_runner.v1.ServerService/GetServerInfo',
             agent__runner_dot_v1_dot_server__service__pb2.GetServerInfoRequest.SerializeToString,
             agent__runner_dot_v1_dot_server__service__pb2.GetServerInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agent_runner.v1.ServerService/RotateKeys',
+            agent__runner_dot_v1_dot_server__service__pb2.RotateKeysRequest.SerializeToString,
+            agent__runner_dot_v1_dot_server__service__pb2.RotateKeysResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,10 @@ class ServerServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ServerServiceAsyncStub: ...
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_server_service_pb2.GetServerInfoRequest, _server_service_pb2.GetServerInfoResponse]
     """A server without this service speaks the Stigmer API alone."""
+    RotateKeys: _grpc.UnaryUnaryMultiCallable[_server_service_pb2.RotateKeysRequest, _server_service_pb2.RotateKeysResponse]
+    """Encrypts every stored secret anew with the first key of the server's keyring. Safe to break off and
+    to repeat.
+    """
 
 @_typing.type_check_only
 class ServerServiceAsyncStub(ServerServiceStub):
@@ -43,6 +47,10 @@ class ServerServiceAsyncStub(ServerServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_server_service_pb2.GetServerInfoRequest, _server_service_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """A server without this service speaks the Stigmer API alone."""
+    RotateKeys: _aio.UnaryUnaryMultiCallable[_server_service_pb2.RotateKeysRequest, _server_service_pb2.RotateKeysResponse]  # type: ignore[assignment]
+    """Encrypts every stored secret anew with the first key of the server's keyring. Safe to break off and
+    to repeat.
+    """
 
 class ServerServiceServicer(metaclass=_abc_1.ABCMeta):
     """What a server is and can do."""
@@ -54,5 +62,15 @@ class ServerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_server_service_pb2.GetServerInfoResponse, _abc.Awaitable[_server_service_pb2.GetServerInfoResponse]]:
         """A server without this service speaks the Stigmer API alone."""
+
+    @_abc_1.abstractmethod
+    def RotateKeys(
+        self,
+        request: _server_service_pb2.RotateKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_server_service_pb2.RotateKeysResponse, _abc.Awaitable[_server_service_pb2.RotateKeysResponse]]:
+        """Encrypts every stored secret anew with the first key of the server's keyring. Safe to break off and
+        to repeat.
+        """
 
 def add_ServerServiceServicer_to_server(servicer: ServerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

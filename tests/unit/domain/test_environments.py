@@ -147,7 +147,7 @@ def test_what_a_shell_cannot_read_is_no_variable_name(name: str) -> None:
 def test_a_value_of_a_megabyte_is_refused_without_repeating_it() -> None:
     (problem,) = violations("spec.data", {"BIG": value("s" * MOST_BYTES + "tail")})
 
-    assert problem.field == "spec.data['BIG']"
+    assert problem.field == 'spec.data["BIG"]'
     assert "65540 bytes" in problem.problem
     assert "tail" not in problem.problem
 
