@@ -108,6 +108,7 @@ class SqliteDatabase:
         # Guards `_open` together with the queues: nothing may be queued behind the end marks.
         self._gate = threading.Lock()
         self._open = False
+        self._here: apsw.Connection | None = None
 
     async def open(self) -> None:
         """Open the file, bring its schema up to date and start the threads.
@@ -116,7 +117,9 @@ class SqliteDatabase:
             SettingsError: the file cannot be opened or written, is no database, or was written by a
                 newer release.
         """
-        writer, readers = await asyncio.to_thread(self._connect)
+        writer, *readers, self._here = await asyncio.to_thread(self._connect)
+        # It must not wait: the event loop would wait with it.
+        self._here.set_busy_timeout(0)
         self._start(self._write_until_closed, writer, "sqlite-writer")
         for reader in readers:
             self._start(self._read_until_closed, reader, "sqlite-reader")
@@ -133,6 +136,9 @@ class SqliteDatabase:
         threads, self._threads = self._threads, []
         for thread in threads:
             await asyncio.to_thread(thread.join)
+        if self._here is not None:
+            self._here.close()
+            self._here = None
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -161,6 +167,20 @@ class SqliteDatabase:
     async def read(self, job: Job[T]) -> T:
         """Run `job`, which may only read, on a thread of its own."""
         return await self._ask(self._reads, job)
+
+    async def look_up(self, job: Job[T]) -> T:
+        """Run `job`, a read of a few rows by key, right here on the event loop.
+
+        Such a read takes 5 to 20 microseconds, since no lock is waited for and its pages are in
+        memory; the way to a thread and back takes five times that, and tens of milliseconds when the
+        loop is so busy that the thread hardly gets the interpreter's lock.
+        """
+        if not self._open or self._here is None:
+            raise UnavailableError(f"The database {self.path.name} is closed.")
+        try:
+            return job(self._here)
+        except apsw.BusyError:
+            return await self.read(job)
 
     def write_blocking(self, job: Job[T]) -> T:
         """`write` for callers outside of an event loop."""
@@ -196,7 +216,8 @@ class SqliteDatabase:
         self._threads.append(thread)
         thread.start()
 
-    def _connect(self) -> tuple[apsw.Connection, list[apsw.Connection]]:
+    def _connect(self) -> list[apsw.Connection]:
+        """The writer's connection, one per reader, and one for the event loop."""
         try:
             _make_private(self.path)
             writer = self._configured(apsw.Connection(str(self.path)))
@@ -206,14 +227,14 @@ class SqliteDatabase:
             _migrate(writer, self._migrations, self.path)
             readers = [
                 self._configured(apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READONLY))
-                for _ in range(self._reader_count)
+                for _ in range(self._reader_count + 1)
             ]
         except (OSError, apsw.Error) as error:
             raise SettingsError(
                 f"The database {self.path} cannot be opened: {error}. "
                 "Check the data folder and that it may be written."
             ) from error
-        return writer, readers
+        return [writer, *readers]
 
     @staticmethod
     def _configured(connection: apsw.Connection) -> apsw.Connection:

@@ -28,7 +28,7 @@ class SqliteResourceStore:
         self._database = database
 
     async def get(self, key: ResourceKey) -> StoredResource:
-        found = await self._database.read(partial(_select_by_id, key))
+        found = await self._database.look_up(partial(_select_by_id, key))
         if found is None:
             raise NotFoundError(key.kind, key.id)
         return found
@@ -36,7 +36,7 @@ class SqliteResourceStore:
     async def find(self, kind: str, org: str | None, slug: str) -> StoredResource | None:
         if not slug:  # the empty slug names nothing
             return None
-        return await self._database.read(partial(_select_by_slug, kind, org, slug))
+        return await self._database.look_up(partial(_select_by_slug, kind, org, slug))
 
     async def put(self, resource: StoredResource, *, expected: int) -> int:
         await self._database.write(partial(_compare_and_set, resource, expected))
@@ -174,7 +174,7 @@ class SqliteEventLog:
         self._database = database
 
     async def head(self, execution_id: str) -> LogHead:
-        return await self._database.read(partial(_select_head, execution_id))
+        return await self._database.look_up(partial(_select_head, execution_id))
 
     async def append(
         self, execution_id: str, events: Sequence[bytes], *, expected_seq: int, head: LogHead
