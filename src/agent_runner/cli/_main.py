@@ -87,7 +87,7 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and end the process with its exit code."""
-    code = _run(arguments)
+    code = run(arguments)
     code = _flush(code)
     if "temporalio" in sys.modules:
         # Its threads abort the interpreter at exit, long after the work is done.
@@ -95,7 +95,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     sys.exit(code)
 
 
-def _run(arguments: list[str] | None) -> int:
+def run(arguments: list[str] | None) -> int:
+    """Run a command and return its exit code; errors are told on stderr."""
     # Leaves through the same clean-up as any other end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_errors.TERMINATED))
     extra: dict[str, Any] = {}
