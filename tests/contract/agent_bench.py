@@ -1,0 +1,141 @@
+"""A bench to run agents on: a scripted model, a sandbox, a journal that remembers over attempts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from langgraph.checkpoint.memory import InMemorySaver
+
+from agent_runner.adapters.agents.deepagents import DeepAgentsFactory
+from agent_runner.adapters.agents.model_calls import RetryPolicy
+from agent_runner.adapters.models.script import ScriptLibrary
+from agent_runner.domain.status import StatusFold
+from agent_runner.ports.agents import (
+    AgentFactory,
+    AgentSpecification,
+    Checkpoints,
+    RecordedCall,
+    SubAgentSpecification,
+    Turn,
+)
+from agent_runner.ports.models import Model
+from agent_runner.ports.sandboxes import Sandbox
+from agent_runner.v1.events_pb2 import ExecutionEvent
+from agent_runner.v1.options_pb2 import Limits
+from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecutionStatus
+
+QUICK = RetryPolicy(attempts=3, first_delay=0.01)
+
+
+class MemoryCheckpoints(Checkpoints):
+    def __init__(self) -> None:
+        self._saver = InMemorySaver()
+
+    @property
+    def saver(self) -> Any:
+        return self._saver
+
+
+ENGINES: dict[str, Callable[[Checkpoints], AgentFactory]] = {
+    "deepagents": lambda checkpoints: DeepAgentsFactory(checkpoints, retries=QUICK),
+}
+
+
+@dataclass
+class Journal:
+    """One execution's log, over its attempts; a `ToolJournal` that is durable at once."""
+
+    events: list[ExecutionEvent] = field(default_factory=list)
+    calls: dict[str, RecordedCall] = field(default_factory=dict)
+    began: list[str] = field(default_factory=list)
+    on_begin: Callable[[ExecutionEvent], None] = lambda event: None
+    on_finish: Callable[[ExecutionEvent], None] = lambda event: None
+
+    def recorded(self, tool_call_id: str) -> RecordedCall | None:
+        return self.known.get(tool_call_id)
+
+    def __post_init__(self) -> None:
+        self.known: dict[str, RecordedCall] = {}
+
+    def next_attempt(self) -> None:
+        self.known = dict(self.calls)
+        self.on_begin = self.on_finish = lambda event: None
+
+    async def begin(self, event: ExecutionEvent) -> None:
+        call = event.tool_call_started
+        self.on_begin(event)
+        await asyncio.sleep(0)
+        self.events.append(event)
+        self.began.append(call.name)
+        self.calls[call.tool_call_id] = RecordedCall(finished=False)
+
+    async def finish(self, event: ExecutionEvent) -> None:
+        self.on_finish(event)
+        await asyncio.sleep(0)
+        self.events.append(event)
+        if event.HasField("tool_call_failed"):
+            failed = event.tool_call_failed
+            self.calls[failed.tool_call_id] = RecordedCall(True, True, failed.error)
+        else:
+            done = event.tool_call_completed
+            self.calls[done.tool_call_id] = RecordedCall(True, False, done.result)
+
+    @property
+    def status(self) -> AgentExecutionStatus:
+        folding = StatusFold(AgentExecutionStatus())
+        for event in self.events:
+            folding.apply(event)
+        return folding.status
+
+    def kinds(self) -> list[str]:
+        return [str(event.WhichOneof("event")) for event in self.events]
+
+
+@dataclass
+class Bench:
+    """An engine with a thread, a sandbox and a folder for scripts."""
+
+    factory: AgentFactory
+    sandbox: Sandbox
+    folder: Path
+    library: ScriptLibrary
+    turns: int = 0
+    tools: Sequence[Any] = ()
+    sub_agents: Sequence[SubAgentSpecification] = ()
+    limits: Limits = field(default_factory=Limits)
+    script_text: str = ""
+
+    def turn(self, message: str = "go", thread: str = "thread-1") -> Turn:
+        self.turns += 1
+        return Turn(f"execution-{self.turns}", thread, message)
+
+    @asynccontextmanager
+    async def session(self, script: str, journal: Journal) -> AsyncIterator[Any]:
+        path = self.folder / "script.yaml"
+        if script != self.script_text:
+            path.write_text(script)
+            self.script_text = script
+            self.library = ScriptLibrary()
+        specification = AgentSpecification(
+            name="tester",
+            instructions="MAIN agent",
+            model=Model("script:test", self.library.open(str(path))),
+            sandbox=self.sandbox,
+            tools=self.tools,
+            sub_agents=self.sub_agents,
+            limits=self.limits,
+        )
+        async with self.factory.open(specification, journal) as session:
+            yield session
+
+    async def run(self, script: str, turn: Turn | None = None, journal: Journal | None = None) -> Journal:
+        journal = journal or Journal()
+        async with self.session(script, journal) as session:
+            async for event in session.run(turn or self.turn()):
+                journal.events.append(event)
+        return journal
