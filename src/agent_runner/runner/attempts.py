@@ -23,7 +23,7 @@ from agent_runner.errors import (
     UnavailableError,
 )
 from agent_runner.ports.agents import AgentFactory, AgentSession, AgentSpecification, DrainedError, Turn
-from agent_runner.ports.models import Model, ModelResolver
+from agent_runner.ports.models import ModelResolver
 from agent_runner.ports.resource_readers import ResourceReader
 from agent_runner.ports.sandboxes import Sandbox, SandboxProvider, SandboxSpec
 from agent_runner.ports.status_sinks import AttemptOf, Grant, StatusSink, StatusSinks
@@ -32,6 +32,7 @@ from agent_runner.runner.failures import as_failure, drained, short
 from agent_runner.runner.payloads import EXECUTION_CANCELLED, EXECUTION_FAILED
 from agent_runner.runner.reporting import MaskedReport
 from agent_runner.runner.results import summary
+from agent_runner.services.skill_loading import LoadedSkills, SkillLoader
 from agent_runner.v1.events_pb2 import (
     ExecutionEvent,
     MessageCompleted,
@@ -40,6 +41,8 @@ from agent_runner.v1.events_pb2 import (
     RunDescribed,
     WarningRaised,
 )
+from agent_runner.v1.options_pb2 import Limits
+from ai.stigmer.agentic.agent.v1.api_pb2 import Agent
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution, AgentExecutionStatus
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
     EXECUTION_CANCELLED as CANCELLED,
@@ -69,13 +72,18 @@ _LAST_WORDS = timedelta(seconds=30)
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a worker runs agents with."""
+    """What a worker runs agents with.
+
+    Attributes:
+        skills: None on a worker that cannot bring skills to its sandboxes.
+    """
 
     sinks: StatusSinks
     reader: ResourceReader
     sandboxes: SandboxProvider
     models: ModelResolver
     agents: AgentFactory
+    skills: SkillLoader | None = None
 
 
 def worker_name() -> str:
@@ -186,30 +194,50 @@ class Attempt:
         self._greet(sink, spec, before)
         plan = await turns.plan(self._parts.reader, spec)
         self._masker = Masker(plan.environment.secrets.values())
-        wishes = turns.model_wishes(spec, plan.agent)
-        sandbox, model = await asyncio.gather(
-            self._sandbox(plan),
-            # Loads the provider's library.
-            asyncio.to_thread(self._parts.models.resolve, *wishes),
-        )
-        self._describe(sink, sandbox, model, plan)
-        specification = AgentSpecification(
-            name=plan.agent.metadata.slug,
-            instructions=turns.instructions(plan.agent),
-            model=model,
-            sandbox=sandbox,
-            sub_agents=turns.sub_agents(plan.agent),
-            limits=turns.limits(spec, plan.agent),
-        )
-        report = MaskedReport(sink, self._masker)
+        limits = turns.limits(spec, plan.agent)
         turn = Turn(self._execution_id, self._thread_id, spec.message)
+        report = MaskedReport(sink, self._masker)
         async with (
-            self._wall_limit(specification.limits.wall_seconds, before),
-            self._parts.agents.open(specification, report) as session,
+            self._wall_limit(limits.wall_seconds, before),
+            self._skills(plan.agent, before) as skills,
+            self._parts.agents.open(await self._specify(sink, plan, skills, limits), report) as session,
             _drained_on_shutdown(session),
         ):
             async for event in session.run(turn):
                 report.emit(event)
+
+    def _skills(
+        self, agent: Agent, before: AgentExecutionStatus
+    ) -> contextlib.AbstractAsyncContextManager[LoadedSkills]:
+        if self._parts.skills is not None:
+            return self._parts.skills.load(agent, pinned=before.run.skills)
+        return contextlib.nullcontext(turns.no_skills(agent))
+
+    async def _specify(
+        self, sink: StatusSink, plan: turns.Plan, skills: LoadedSkills, limits: Limits
+    ) -> AgentSpecification:
+        """Everything the engine needs, made; what it is, told to those who watch."""
+        wishes = turns.model_wishes(plan.spec, plan.agent)
+        sandbox, model = await asyncio.gather(
+            self._sandbox(plan, skills),
+            # Loads the provider's library.
+            asyncio.to_thread(self._parts.models.resolve, *wishes),
+        )
+        described = RunDescribed(
+            model=model.name, engine=self._parts.agents.engine, sandbox_id=sandbox.id, skills=skills.used
+        )
+        sink.emit(ExecutionEvent(run_described=described))
+        for text in (model.notice, *sandbox.warnings, *plan.warnings, *skills.warnings):
+            if text:
+                sink.emit(ExecutionEvent(warning_raised=WarningRaised(text=self._masker.text(text))))
+        return AgentSpecification(
+            name=plan.agent.metadata.slug,
+            instructions=turns.instructions(plan.agent, skills),
+            model=model,
+            sandbox=sandbox,
+            sub_agents=turns.sub_agents(plan.agent, skills),
+            limits=limits,
+        )
 
     def _greet(self, sink: StatusSink, spec: AgentExecutionSpec, before: AgentExecutionStatus) -> None:
         """What a watcher sees before the agent is there."""
@@ -222,21 +250,15 @@ class Attempt:
         sink.emit(ExecutionEvent(message_started=started))
         sink.emit(ExecutionEvent(message_completed=MessageCompleted(message_id=message_id)))
 
-    async def _sandbox(self, plan: turns.Plan) -> Sandbox:
+    async def _sandbox(self, plan: turns.Plan, skills: LoadedSkills) -> Sandbox:
         return await self._parts.sandboxes.ensure(
             SandboxSpec(
                 session_id=plan.session.metadata.id or self._thread_id,
                 env=plan.environment.values,
+                skills=skills.paths,
                 previous_id=plan.session.spec.sandbox_id,
             )
         )
-
-    def _describe(self, sink: StatusSink, sandbox: Sandbox, model: Model, plan: turns.Plan) -> None:
-        described = RunDescribed(model=model.name, engine=self._parts.agents.engine, sandbox_id=sandbox.id)
-        sink.emit(ExecutionEvent(run_described=described))
-        for text in (model.notice, *sandbox.warnings, *plan.warnings):
-            if text:
-                sink.emit(ExecutionEvent(warning_raised=WarningRaised(text=text)))
 
     @contextlib.asynccontextmanager
     async def _wall_limit(self, seconds: int, before: AgentExecutionStatus) -> AsyncIterator[None]:

@@ -11,6 +11,7 @@ from agent_runner.domain.environments import MergedEnvironment
 from agent_runner.errors import FailedPreconditionError
 from agent_runner.ports.agents import SubAgentSpecification
 from agent_runner.ports.resource_readers import ResourceReader
+from agent_runner.services.skill_loading import LoadedSkills
 from agent_runner.v1.options_pb2 import Limits, ModelOptions
 from ai.stigmer.agentic.agent.v1.api_pb2 import Agent
 from ai.stigmer.agentic.agentexecution.v1.spec_pb2 import AgentExecutionSpec
@@ -83,16 +84,31 @@ def _without(agent: Agent) -> Sequence[str]:
     return [f"MCP servers are not connected by this runner: {', '.join(names)}."] if names else []
 
 
-def instructions(agent: Agent) -> str:
-    """The system prompt: the agent's own, or one line where it has none."""
-    return agent.spec.instructions.strip() or DEFAULT_INSTRUCTIONS
+def no_skills(agent: Agent) -> LoadedSkills:
+    """For a worker that has no way to them."""
+    names = [reference.slug for reference in agent.spec.skill_refs]
+    return LoadedSkills(
+        warnings=[f"Skills are not loaded by this runner: {', '.join(names)}."] if names else []
+    )
 
 
-def sub_agents(agent: Agent) -> Sequence[SubAgentSpecification]:
+def instructions(agent: Agent, skills: LoadedSkills) -> str:
+    """The system prompt: the agent's own, or one line where it has none, and its skills."""
+    return _with_section(agent.spec.instructions.strip() or DEFAULT_INSTRUCTIONS, skills, "")
+
+
+def sub_agents(agent: Agent, skills: LoadedSkills) -> Sequence[SubAgentSpecification]:
     return [
-        SubAgentSpecification(sub.name, sub.description or sub.name, sub.instructions)
+        SubAgentSpecification(
+            sub.name, sub.description or sub.name, _with_section(sub.instructions, skills, sub.name)
+        )
         for sub in agent.spec.sub_agents
     ]
+
+
+def _with_section(instructions: str, skills: LoadedSkills, name: str) -> str:
+    section = skills.sections.get(name, "")
+    return f"{instructions}\n\n{section}" if section else instructions
 
 
 def model_wishes(spec: AgentExecutionSpec, agent: Agent) -> Sequence[ModelOptions]:

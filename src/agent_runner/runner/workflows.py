@@ -60,7 +60,7 @@ class InvokeAgentExecution:
         settings = options or InvokeOptions()
         try:
             await self._execute(execution, settings)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 (a cancel is one; whatever it is, the end is stored)
             ended = _how_it_ended(error)
             await self._store(execution.metadata.id, ended)
             await self._tell_caller(execution, settings)

@@ -1,0 +1,369 @@
+"""What every way to report an execution keeps, and what the one to our own control plane adds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import pytest
+from integration.fakes.servers import NativeServer, StigmerServer, TestServer
+
+from agent_runner.adapters.status.native import BatchSettings, NativeSinks
+from agent_runner.adapters.status.sinks import NegotiatingSinks
+from agent_runner.adapters.status.stigmer import StigmerSinks
+from agent_runner.adapters.workflows.memory import MemoryWorkflowStarter
+from agent_runner.client.channels import Channel
+from agent_runner.errors import FailedPreconditionError, FencedError, NotFoundError, UnavailableError
+from agent_runner.ports.status_sinks import AttemptOf, StatusSinks
+from agent_runner.v1.events_pb2 import (
+    ExecutionEvent,
+    MessageCompleted,
+    MessageDelta,
+    MessageStarted,
+    PhaseChanged,
+    ToolCallCompleted,
+    ToolCallStarted,
+)
+from ai.stigmer.agentic.agent.v1.api_pb2 import Agent
+from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution, AgentExecutionStatus
+from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
+    EXECUTION_CANCELLED,
+    EXECUTION_COMPLETED,
+    EXECUTION_IN_PROGRESS,
+    MESSAGE_AI,
+    TOOL_CALL_COMPLETED,
+)
+from ai.stigmer.agentic.session.v1.api_pb2 import Session
+from ai.stigmer.commons.apiresource.enum_pb2 import ApiResourceOwnerScope
+
+
+@dataclass
+class Backend:
+    server: TestServer
+    channel: Channel
+    sinks: StatusSinks
+    execution_id: str
+
+    @property
+    def native(self) -> NativeServer:
+        assert isinstance(self.server, NativeServer)
+        return self.server
+
+    async def status(self) -> AgentExecutionStatus:
+        if isinstance(self.server, StigmerServer):
+            return self.server.execution.status
+        return (await self.native.services.executions.get(self.execution_id)).status
+
+
+async def native_backend() -> tuple[TestServer, str]:
+    server = NativeServer(MemoryWorkflowStarter())
+    agent = Agent(api_version="agentic.stigmer.ai/v1", kind="Agent")
+    agent.metadata.name = "writer"
+    agent.metadata.owner_scope = ApiResourceOwnerScope.organization
+    agent.spec.instructions = "Write what is asked for."
+    created = await server.services.agents.create(agent)
+    execution = AgentExecution(api_version="agentic.stigmer.ai/v1", kind="AgentExecution")
+    execution.spec.agent_id, execution.spec.message = created.metadata.id, "hello"
+    execution.metadata.SetInParent()
+    return server, (await server.services.executions.create(execution)).metadata.id
+
+
+async def stigmer_backend() -> tuple[TestServer, str]:
+    execution = AgentExecution()
+    execution.metadata.id, execution.spec.message = "aex-1", "hello"
+    return StigmerServer(execution, Session(), Agent()), "aex-1"
+
+
+@pytest.fixture(params=["native", "stigmer"])
+async def backend(request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
+    server, execution_id = await (native_backend if request.param == "native" else stigmer_backend)()
+    async with served(server, execution_id) as ready:
+        yield ready
+
+
+@pytest.fixture
+async def native() -> AsyncIterator[Backend]:
+    server, execution_id = await native_backend()
+    async with served(server, execution_id) as ready:
+        yield ready
+
+
+class served:
+    def __init__(self, server: TestServer, execution_id: str) -> None:
+        self._server, self._id = server, execution_id
+
+    async def __aenter__(self) -> Backend:
+        await self._server.start()
+        self._channel = Channel(self._server.address)
+        return Backend(self._server, self._channel, NegotiatingSinks(self._channel), self._id)
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._channel.aclose()
+        await self._server.stop()
+
+
+def attempt(backend: Backend, number: int = 1, run: str = "run-1") -> AttemptOf:
+    return AttemptOf(backend.execution_id, "test/1", run, number)
+
+
+def phase(value: int, error: str = "") -> ExecutionEvent:
+    return ExecutionEvent(phase_changed=PhaseChanged(phase=value, error=error))  # type: ignore[arg-type]
+
+
+def begun(name: str = "m1") -> ExecutionEvent:
+    return ExecutionEvent(message_started=MessageStarted(message_id=name, type=MESSAGE_AI))
+
+
+def delta(text: str, name: str = "m1") -> ExecutionEvent:
+    return ExecutionEvent(message_delta=MessageDelta(message_id=name, text=text))
+
+
+def done(name: str = "m1") -> ExecutionEvent:
+    return ExecutionEvent(message_completed=MessageCompleted(message_id=name))
+
+
+def call(name: str = "c1") -> ExecutionEvent:
+    return ExecutionEvent(tool_call_started=ToolCallStarted(tool_call_id=name, name="ls", message_id="m1"))
+
+
+def returned(name: str = "c1", result: str = "ok") -> ExecutionEvent:
+    return ExecutionEvent(tool_call_completed=ToolCallCompleted(tool_call_id=name, result=result))
+
+
+async def test_what_is_emitted_arrives_and_equals_the_running_fold(backend: Backend) -> None:
+    sink, _ = await backend.sinks.open(attempt(backend))
+    sink.emit(phase(EXECUTION_IN_PROGRESS))
+    for event in (begun(), *(delta(f"{n} ") for n in range(50)), done()):
+        sink.emit(event)
+    await sink.begin(call())
+    await sink.finish(returned())
+    sink.emit(phase(EXECUTION_COMPLETED))
+    await sink.flush()
+
+    for status in (await backend.status(), sink.status):
+        assert status.phase == EXECUTION_COMPLETED
+        assert status.messages[0].content == "".join(f"{n} " for n in range(50))
+        assert [(c.id, c.status, c.result) for c in status.tool_calls] == [("c1", TOOL_CALL_COMPLETED, "ok")]
+        assert status.started_at and status.completed_at
+    await sink.aclose()
+
+
+async def test_an_execution_that_has_ended_is_not_given(backend: Backend) -> None:
+    sink, _ = await backend.sinks.open(attempt(backend))
+    sink.emit(phase(EXECUTION_CANCELLED, "enough"))
+    await sink.flush()
+    await sink.aclose()
+
+    with pytest.raises(FailedPreconditionError):
+        await backend.sinks.open(attempt(backend, 2))
+
+
+async def test_a_later_attempt_knows_the_calls_of_the_earlier(backend: Backend) -> None:
+    sink, _ = await backend.sinks.open(attempt(backend))
+    for event in (phase(EXECUTION_IN_PROGRESS), begun(), done()):
+        sink.emit(event)
+    await sink.begin(call("c1"))
+    await sink.finish(returned("c1", "listed"))
+    await sink.begin(call("c2"))
+    await sink.flush()
+    await sink.aclose()
+
+    later, grant = await backend.sinks.open(attempt(backend, 2))
+
+    first, second = later.recorded("c1"), later.recorded("c2")
+    assert first and first.finished and not first.failed and first.result == "listed"
+    assert second and not second.finished
+    assert later.recorded("c3") is None
+    assert grant.execution.status.messages
+    await later.aclose()
+
+
+async def test_a_server_that_is_away_says_so_and_what_was_emitted_arrives_later(backend: Backend) -> None:
+    sink, _ = await backend.sinks.open(attempt(backend))
+    await backend.server.stop()
+    sink.emit(phase(EXECUTION_IN_PROGRESS))
+    sink.emit(begun())
+    for n in range(1000):
+        sink.emit(delta(f"{n} "))
+    sink.emit(done())
+    sink.emit(phase(EXECUTION_COMPLETED))
+    flushed = asyncio.create_task(sink.flush())
+    with pytest.raises(UnavailableError):
+        await backend.sinks.open(attempt(backend, 2))
+    assert not flushed.done()
+
+    await backend.server.start()
+    await flushed
+
+    status = await backend.status()
+    assert status.phase == EXECUTION_COMPLETED
+    assert status.messages[0].content == "".join(f"{n} " for n in range(1000))
+    await sink.aclose()
+
+
+async def test_an_unknown_execution_is_told_by_name(native: Backend) -> None:
+    with pytest.raises(NotFoundError, match="aex-nobody"):
+        await native.sinks.open(AttemptOf("aex-nobody", "test/1"))
+
+
+async def test_the_way_to_report_follows_from_the_server(backend: Backend) -> None:
+    sink, _ = await backend.sinks.open(attempt(backend))
+    expected = NativeSinks if isinstance(backend.server, NativeServer) else StigmerSinks
+    assert type(sink).__module__ == expected.__module__
+    await sink.aclose()
+
+
+# Ours alone
+
+
+async def test_an_older_attempt_is_fenced_off_and_told_to_stop(native: Backend) -> None:
+    old, _ = await native.sinks.open(attempt(native, 1))
+    new, grant = await native.sinks.open(attempt(native, 2))
+    assert grant.attempt == 2
+    old.emit(begun())
+
+    with pytest.raises(FencedError):
+        await old.flush()
+    with pytest.raises(FencedError):
+        await old.wait_stop()
+    with pytest.raises(FencedError):
+        await old.begin(call())
+    with pytest.raises(FencedError):
+        await native.sinks.open(attempt(native, 1))
+
+    new.emit(begun("m2"))
+    await new.flush()
+    assert [m.id for m in (await native.status()).messages] == ["m2"]
+    await old.aclose()
+    await new.aclose()
+
+
+async def test_a_tool_call_is_durable_before_begin_returns(native: Backend) -> None:
+    sink, _ = await native.sinks.open(attempt(native))
+    sink.emit(begun())
+    await sink.begin(call())
+    assert [c.id for c in (await native.status()).tool_calls] == ["c1"]
+    await sink.aclose()
+
+
+async def test_a_request_for_cancel_comes_with_the_next_answer(native: Backend) -> None:
+    sink, _ = await native.sinks.open(attempt(native))
+    asked = asyncio.create_task(sink.wait_stop())
+    await native.native.services.executions.cancel(native.execution_id, "not wanted")
+    sink.emit(begun())
+    await asked
+    assert sink.cancel_requested
+    await sink.aclose()
+
+
+async def test_a_lost_answer_stores_nothing_twice(native: Backend) -> None:
+    sink, _ = await native.sinks.open(attempt(native))
+    server, append = native.native, native.native.services.events.append
+    lost = iter((True, False, True, False, False, False, False, False))
+
+    async def lose_some(request: object) -> object:
+        answer = await append(request)  # type: ignore[arg-type]
+        if next(lost):
+            raise UnavailableError("the answer was lost")
+        return answer
+
+    server.add("agent_runner.v1.RunnerService", "AppendEvents", _append_type(), lose_some)
+    await server.stop()
+    await server.start()
+    for event in (begun(), delta("once "), done()):
+        sink.emit(event)
+    await sink.flush()
+    for event in (begun("m2"), delta("twice", "m2"), done("m2")):
+        sink.emit(event)
+    await sink.flush()
+
+    assert [m.content for m in (await native.status()).messages] == ["once ", "twice"]
+    await sink.aclose()
+
+
+def _append_type() -> type:
+    from agent_runner.v1.runner_service_pb2 import AppendEventsRequest
+
+    return AppendEventsRequest
+
+
+async def test_text_joins_while_a_batch_is_on_its_way_and_boundaries_stay(native: Backend) -> None:
+    sinks = NativeSinks(native.channel, BatchSettings(events=10, interval=timedelta(milliseconds=20)))
+    sink, _ = await sinks.open(attempt(native))
+    release = asyncio.Event()
+
+    async def hold(method: str) -> None:
+        if method == "AppendEvents":
+            await release.wait()
+
+    native.server.before = hold
+    sink.emit(begun())
+    await asyncio.sleep(0.05)  # the batch with it is under way and held
+    for n in range(10_000):
+        sink.emit(delta("x"))
+        if n % 1000 == 999:
+            sink.emit(ExecutionEvent(warning_raised={"text": str(n)}))  # type: ignore[arg-type]
+    release.set()
+    await sink.flush()
+
+    sent = [event for request in native.native.appends for event in request.events]
+    assert len([e for e in sent if e.HasField("warning_raised")]) == 10
+    assert len([e for e in sent if e.HasField("message_delta")]) == 10
+    assert (await native.status()).messages[0].content == "x" * 10_000
+    await sink.aclose()
+
+
+async def test_no_append_is_larger_than_a_mebibyte_and_a_long_message_is_whole(native: Backend) -> None:
+    sink, _ = await native.sinks.open(attempt(native))
+    text = "0123456789abcdef" * (5 << 16)  # 5 MiB
+    sink.emit(ExecutionEvent(message_started=MessageStarted(message_id="h", type=MESSAGE_AI, content=text)))
+    sink.emit(done("h"))
+    for _ in range(40):
+        sink.emit(delta("y" * 50_000))
+    await sink.flush()
+
+    assert max(request.ByteSize() for request in native.native.appends) <= 1 << 20
+    assert (await native.status()).messages[0].content == text
+    await sink.aclose()
+
+
+async def test_ten_events_are_one_batch_and_fewer_wait_a_tenth_of_a_second(native: Backend) -> None:
+    sink, _ = await native.sinks.open(attempt(native))
+    sink.emit(begun())
+    await sink.flush()
+    before = len(native.native.appends)
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    sink.emit(delta("a"))
+    while len(native.native.appends) == before:  # noqa: ASYNC110 (what the server sees has no event)
+        await asyncio.sleep(0.005)
+    assert 0.05 <= loop.time() - start < 1
+    await sink.aclose()
+
+
+async def test_the_stigmer_api_gets_the_whole_status_every_ten_events_and_at_the_end() -> None:
+    server, execution_id = await stigmer_backend()
+    assert isinstance(server, StigmerServer)
+    async with served(server, execution_id) as backend:
+        sink, _ = await backend.sinks.open(attempt(backend))
+        sink.emit(phase(EXECUTION_IN_PROGRESS))
+        sink.emit(begun())
+        for n in range(100):
+            sink.emit(delta(f"{n} "))
+            await asyncio.sleep(0.002)
+        sink.emit(done())
+        sink.emit(phase(EXECUTION_COMPLETED))
+        await sink.flush()
+        await sink.aclose()
+    assert 10 <= len(server.updates) <= 13
+    _grows([update.messages[0].content for update in server.updates if update.messages])
+    assert server.updates[-1].phase == EXECUTION_COMPLETED
+    for update in server.updates:
+        assert not update.HasField("run")
+        assert all(not message.id and not message.streaming for message in update.messages)
+
+
+def _grows(texts: Sequence[str]) -> None:
+    assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:], strict=False))
