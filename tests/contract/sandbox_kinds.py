@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
-from agent_runner.adapters.sandbox.local import LocalProvider
+from agent_runner.adapters.sandbox.local import LocalProvider, UnconfinedProvider
 from agent_runner.ports.sandboxes import SandboxProvider
 
 ProviderFactory = Callable[[Path], AbstractAsyncContextManager[SandboxProvider]]
@@ -21,6 +21,16 @@ async def local(root: Path) -> AsyncIterator[SandboxProvider]:
         await provider.aclose()
 
 
+@asynccontextmanager
+async def unconfined(root: Path) -> AsyncIterator[SandboxProvider]:
+    provider = UnconfinedProvider(root / "sandboxes")
+    try:
+        yield provider
+    finally:
+        await provider.aclose()
+
+
 PROVIDERS: dict[str, ProviderFactory] = {
     "local": local,
+    "unconfined": unconfined,
 }

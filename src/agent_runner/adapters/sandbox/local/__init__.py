@@ -2,5 +2,6 @@
 
 from agent_runner.adapters.sandbox.local.limits import Limits
 from agent_runner.adapters.sandbox.local.provider import LocalProvider
+from agent_runner.adapters.sandbox.local.unconfined import UnconfinedProvider
 
-__all__ = ["Limits", "LocalProvider"]
+__all__ = ["Limits", "LocalProvider", "UnconfinedProvider"]

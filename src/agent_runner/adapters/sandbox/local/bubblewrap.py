@@ -62,7 +62,7 @@ def _copied(packages: Path, target: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Confinement:
-    """All that is the same for every command of a session.
+    """`Wrapping` for sandboxes that isolate: all that is the same for every command of a session.
 
     Attributes:
         program: path of bubblewrap.

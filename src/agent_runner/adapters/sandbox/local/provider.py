@@ -6,19 +6,19 @@ import asyncio
 import os
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 from agent_runner.adapters.sandbox.local import openat2
 from agent_runner.adapters.sandbox.local.accounts import Accounts
-from agent_runner.adapters.sandbox.local.bubblewrap import Confinement, find_bubblewrap
+from agent_runner.adapters.sandbox.local.bubblewrap import BASE_ENVIRONMENT, Confinement, find_bubblewrap
 from agent_runner.adapters.sandbox.local.files import SessionFiles
 from agent_runner.adapters.sandbox.local.layout import Layout, make_passable
 from agent_runner.adapters.sandbox.local.limits import Limits
 from agent_runner.adapters.sandbox.local.mounts import closed_ancestor, open_view
-from agent_runner.adapters.sandbox.local.sandbox import LocalSandbox
+from agent_runner.adapters.sandbox.local.sandbox import Commands, LocalSandbox, Wrapping
 from agent_runner.adapters.sandbox.local.seccomp import seccomp_filter
 from agent_runner.adapters.sandbox.local.skeleton import Skeleton, build_skeleton
 from agent_runner.adapters.sandbox.local.workspace import LocalWorkspace
@@ -28,6 +28,7 @@ from agent_runner.ports.sandboxes import Sandbox, SandboxSpec, Workspace
 
 _PROGRAMS = ("bash", "python3", "grep", "head")
 _NETWORKS = ("none", "full")
+LOST = "The session's sandbox was lost with its files; this is a new one."
 
 _HOW_TO_GET_ONE = (
     "Use a machine which lets unprivileged users make namespaces (on Ubuntu install the `bubblewrap` "
@@ -37,7 +38,7 @@ _HOW_TO_GET_ONE = (
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
+class Prepared:
     """What all sessions share, made once."""
 
     program: str
@@ -50,6 +51,8 @@ class LocalProvider:
     """`SandboxProvider` on this host, below `root/sessions/{session id}`."""
 
     kind = "local"
+    _environment: Mapping[str, str] = BASE_ENVIRONMENT
+    _warnings: Sequence[str] = ()
 
     def __init__(
         self,
@@ -82,31 +85,30 @@ class LocalProvider:
         self._limits = limits or Limits()
         self._accounts = Accounts(self._root)
         self._layout = Layout(self._sessions, self._accounts)
-        self._prepared: _Prepared | None = None
+        self._prepared: Prepared | None = None
         self._preparing = asyncio.Lock()
-        self._sandboxes: dict[str, LocalSandbox] = {}
+        self._commands: dict[str, Commands] = {}
 
     async def ensure(self, spec: SandboxSpec) -> Sandbox:
         session_id = check_session_id(spec.session_id)
         prepared = await self._prepare()
         known = (self._sessions / session_id / "workspace").is_dir()
         uid = await asyncio.to_thread(self._layout.make, session_id, spec.skills)
-        sandbox_id = f"local-{session_id}"
+        sandbox_id = f"{self.kind}-{session_id}"
         lost = spec.previous_id == sandbox_id and not known
-        sandbox = LocalSandbox(
+        return LocalSandbox(
             sandbox_id,
-            self._confinement(prepared, self._sessions / session_id, uid),
+            self._wrapping(prepared, self._sessions / session_id, uid),
             SessionFiles(self._sessions / session_id, uid),
             seccomp=prepared.seccomp,
-            env=spec.env,
-            warnings=["The session's sandbox was lost with its files; this is a new one."] if lost else [],
+            env={**self._environment, **spec.env},
+            commands=self._commands.setdefault(session_id, Commands()),
+            warnings=[*self._warnings, *([LOST] if lost else [])],
         )
-        self._sandboxes[session_id] = sandbox
-        return sandbox
 
     async def stop(self, session_id: str) -> None:
-        if sandbox := self._sandboxes.pop(check_session_id(session_id), None):
-            await sandbox.kill()
+        if commands := self._commands.pop(check_session_id(session_id), None):
+            await commands.kill()
 
     async def delete(self, session_id: str) -> None:
         await self.stop(session_id)
@@ -131,13 +133,13 @@ class LocalProvider:
         return ""
 
     async def aclose(self) -> None:
-        for session_id in tuple(self._sandboxes):
+        for session_id in tuple(self._commands):
             await self.stop(session_id)
         if self._prepared and self._prepared.view is not None:
             os.close(self._prepared.view)
         self._prepared = None
 
-    async def _prepare(self) -> _Prepared:
+    async def _prepare(self) -> Prepared:
         async with self._preparing:
             if self._prepared is None:
                 prepared = await asyncio.to_thread(self._gather)
@@ -145,7 +147,7 @@ class LocalProvider:
                 self._prepared = prepared
             return self._prepared
 
-    def _gather(self) -> _Prepared:
+    def _gather(self) -> Prepared:
         """Find and build all that commands need.
 
         Raises:
@@ -165,7 +167,7 @@ class LocalProvider:
         except LookupError as error:
             raise SandboxRefusedError(f"There is no system call filter for {error} machines.") from None
         skeleton = build_skeleton(self._root, self._extra)
-        return _Prepared(program, skeleton, self._view(), seccomp)
+        return Prepared(program, skeleton, self._view(), seccomp)
 
     def _view(self) -> int | None:
         paths = [self._root, *(path.absolute() for path in self._extra)]
@@ -180,7 +182,7 @@ class LocalProvider:
                 f"of their own can be made ({error.strerror}). Keep sandboxes elsewhere, as in /var/lib."
             ) from None
 
-    async def _try_out(self, prepared: _Prepared) -> None:
+    async def _try_out(self, prepared: Prepared) -> None:
         """Run the whole command line once: the only way to know that it works here."""
         probe = f".probe-{secrets.token_hex(6)}"
         try:
@@ -188,10 +190,11 @@ class LocalProvider:
             directory = self._sessions / probe
             sandbox = LocalSandbox(
                 probe,
-                self._confinement(prepared, directory, uid),
+                self._wrapping(prepared, directory, uid),
                 SessionFiles(directory, uid),
                 seccomp=prepared.seccomp,
-                env={},
+                env=self._environment,
+                commands=Commands(),
             )
             wanted = " ".join(_PROGRAMS)
             result = await sandbox.exec(
@@ -206,7 +209,7 @@ class LocalProvider:
                 f"Not found below /usr: {', '.join(missing)}. Install them for the agents."
             )
 
-    def _confinement(self, prepared: _Prepared, directory: Path, uid: int) -> Confinement:
+    def _wrapping(self, prepared: Prepared, directory: Path, uid: int) -> Wrapping:
         return Confinement(
             program=prepared.program,
             skeleton=prepared.skeleton,

@@ -6,11 +6,12 @@ import asyncio
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any, Protocol
 
-from agent_runner.adapters.sandbox.local.bubblewrap import BASE_ENVIRONMENT, Confinement
+from agent_runner.adapters.sandbox.local.bubblewrap import BASE_ENVIRONMENT
 from agent_runner.adapters.sandbox.local.files import SessionFiles, problem_of
 from agent_runner.adapters.sandbox.names import check_environment, check_script, sandbox_path
 from agent_runner.adapters.sandbox.processes import Finished, run_process
@@ -22,29 +23,56 @@ _LAUNCHER_ENVIRONMENT: Mapping[str, str] = {"PATH": BASE_ENVIRONMENT["PATH"], "L
 """For what runs before the sandbox is closed: nothing of the worker's, nothing of the session's."""
 
 
+class Wrapping(Protocol):
+    """How bubblewrap is to be called for one session; `Confinement` is one."""
+
+    @property
+    def view(self) -> int | None: ...
+
+    def launcher(self, arguments: int, inner: Sequence[str]) -> list[str]: ...
+
+    def options(self, *, seccomp: int, status: int, cwd: str, env: Mapping[str, str]) -> list[str]: ...
+
+
+class Commands:
+    """The commands of one session which run now, whichever execution began them."""
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[Finished]] = set()
+
+    def begin(self, work: Coroutine[Any, Any, Finished]) -> asyncio.Task[Finished]:
+        run = asyncio.ensure_future(work)
+        self._running.add(run)
+        run.add_done_callback(self._running.discard)
+        return run
+
+    async def kill(self) -> None:
+        """End all of them; their callers get SandboxUnavailableError."""
+        for run in tuple(self._running):
+            await _end(run)
+
+
 class LocalSandbox:
     """Commands by bubblewrap, files by `openat2`. Made by `LocalProvider.ensure`."""
 
     def __init__(
         self,
         sandbox_id: str,
-        confinement: Confinement,
+        wrapping: Wrapping,
         files: SessionFiles,
         *,
         seccomp: bytes,
         env: Mapping[str, str],
+        commands: Commands,
         warnings: Sequence[str] = (),
-        used: Callable[[], None] = lambda: None,
     ) -> None:
-        """`used` is called when a command or a file operation begins, for the idle clock."""
         self._id = sandbox_id
-        self._confinement = confinement
+        self._wrapping = wrapping
         self._files = files
         self._seccomp = seccomp
-        self._env = {**BASE_ENVIRONMENT, **check_environment(env)}
+        self._env = check_environment(env)
+        self._commands = commands
         self._warnings = tuple(warnings)
-        self._used = used
-        self._running: set[asyncio.Task[Finished]] = set()
 
     @property
     def id(self) -> str:
@@ -70,12 +98,7 @@ class LocalSandbox:
             directory = sandbox_path(cwd)
         except ValueError:
             raise InvalidRequestError.of("cwd", "is not a path.") from None
-        self._used()
-        run = asyncio.ensure_future(
-            self._run(encoded, directory, variables, timeout, on_output, output_limit)
-        )
-        self._running.add(run)
-        run.add_done_callback(self._running.discard)
+        run = self._commands.begin(self._run(encoded, directory, variables, timeout, on_output, output_limit))
         try:
             finished = await asyncio.shield(run)
         except asyncio.CancelledError:
@@ -90,19 +113,12 @@ class LocalSandbox:
         )
 
     async def put(self, files: Sequence[tuple[str, bytes]]) -> Sequence[FileProblem | None]:
-        self._used()
         return await asyncio.to_thread(lambda: [self._put_one(path, data) for path, data in files])
 
     async def get(
         self, paths: Sequence[str], *, limit: int = 64 << 20
     ) -> Sequence[tuple[bytes, None] | tuple[None, FileProblem]]:
-        self._used()
         return await asyncio.to_thread(lambda: [self._get_one(path, limit) for path in paths])
-
-    async def kill(self) -> None:
-        """End every command that runs; their callers get SandboxUnavailableError."""
-        for run in tuple(self._running):
-            await _end(run)
 
     def _put_one(self, path: str, data: bytes) -> FileProblem | None:
         try:
@@ -132,13 +148,13 @@ class LocalSandbox:
                 _memory_file("script", script) as script_fd,
                 _memory_file("seccomp", self._seccomp) as seccomp,
             ):
-                options = self._confinement.options(seccomp=seccomp, status=status_write, cwd=cwd, env=env)
+                options = self._wrapping.options(seccomp=seccomp, status=status_write, cwd=cwd, env=env)
                 with _memory_file("options", _joined(options)) as arguments:
                     descriptors = [script_fd, seccomp, arguments, status_write]
-                    if self._confinement.view is not None:
-                        descriptors.append(self._confinement.view)
+                    if self._wrapping.view is not None:
+                        descriptors.append(self._wrapping.view)
                     finished = await run_process(
-                        self._confinement.launcher(arguments, ["bash", f"/dev/fd/{script_fd}"]),
+                        self._wrapping.launcher(arguments, ["bash", f"/dev/fd/{script_fd}"]),
                         env=_LAUNCHER_ENVIRONMENT,
                         timeout=timeout,
                         output_limit=output_limit,
