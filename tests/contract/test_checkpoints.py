@@ -501,3 +501,13 @@ async def test_the_library_s_own_words_for_pruning_work(checkpoints: Checkpoints
     assert await agent.conversation() == expected_conversation(3)
     await checkpoints.saver.aprune(["thread-1"], strategy="delete")
     assert await agent.conversation() == []
+
+
+@pytest.mark.parametrize("size", [100, 10_000, 6_000_000])
+async def test_values_of_any_size_come_back(checkpoints: Checkpoints, size: int) -> None:
+    text = "".join(chr(32 + number * 7919 % 90) for number in range(size))
+    agent = Agent(checkpoints.saver, [AIMessage(content=text), *chatter(1)])
+    await agent.turn("go")
+    await agent.turn("message 0")
+
+    assert await agent.conversation() == ["go", text, *expected_conversation(1)]

@@ -31,6 +31,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from agent_runner.adapters.checkpoints import history
+from agent_runner.adapters.checkpoints.packing import pack, unpack
 from agent_runner.adapters.checkpoints.pruning import prune_thread
 from agent_runner.adapters.store.database import Job, SqliteDatabase
 
@@ -177,7 +178,7 @@ class SqliteSaver(BaseCheckpointSaver[int]):
         )
         return CheckpointTuple(
             place.config(checkpoint_id),
-            self.serde.loads_typed((type_, body)),
+            self.serde.loads_typed(unpack(type_, body)),
             json.loads(metadata),
             place.config(parent_id) if parent_id else None,
             _pending(history.in_order(rows), self.serde),
@@ -195,7 +196,7 @@ class SqliteSaver(BaseCheckpointSaver[int]):
         }
         for checkpoint_id, seeded in walked.seeds().items():
             type_, body = history.select_body(place, checkpoint_id, connection)
-            values = self.serde.loads_typed((type_, body))["channel_values"]
+            values = self.serde.loads_typed(unpack(type_, body))["channel_values"]
             for channel in seeded:
                 found[channel]["seed"] = values[channel]
         return found
@@ -240,7 +241,9 @@ class SqliteSaver(BaseCheckpointSaver[int]):
 
 
 def _pending(writes: Iterable[history.StoredWrite], serde: SerializerProtocol) -> list[PendingWrite]:
-    return [(write.task_id, write.channel, serde.loads_typed((write.type, write.value))) for write in writes]
+    return [
+        (write.task_id, write.channel, serde.loads_typed(unpack(write.type, write.value))) for write in writes
+    ]
 
 
 def _select_checkpoint(place: Place, connection: apsw.Connection) -> Any:
@@ -261,7 +264,7 @@ def _insert_checkpoint(values: Sequence[Any], connection: apsw.Connection) -> No
         "INSERT OR REPLACE INTO checkpoints"
         " (thread_id, namespace, id, parent_id, metadata, stored, type, body)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        values,
+        (*values[:-2], *pack(*values[-2:])),
     )
 
 
@@ -270,7 +273,7 @@ def _insert_writes(rows: Sequence[Any], replaced: bool, connection: apsw.Connect
         f"INSERT OR {'REPLACE' if replaced else 'IGNORE'} INTO writes"  # noqa: S608
         " (thread_id, namespace, checkpoint_id, task_id, idx, task_path, channel, type, value)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        rows,
+        [(*row[:-2], *pack(*row[-2:])) for row in rows],
     )
 
 
