@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from typing import Final
@@ -65,7 +65,7 @@ class WatchService:
 
     async def watch(
         self, execution_id: str, after_seq: int = 0, *, heartbeat: timedelta = HEARTBEAT
-    ) -> AsyncIterator[Batch]:
+    ) -> AsyncGenerator[Batch, None]:
         """Batches of events after `after_seq`, from the log and then live, without gap or repetition.
 
         A batch without payload is a heartbeat. Ends after the event of a terminal phase.
@@ -92,7 +92,7 @@ class WatchService:
 
     async def subscribe(
         self, execution_id: str, *, interval: timedelta = SUBSCRIBE_INTERVAL
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """The serialized execution at once, then after changes, at most once in an interval.
 
         Of several changes the latest is shown, but no phase is left out. Ends after the state of a
@@ -110,7 +110,7 @@ class WatchService:
                         raise NotFoundError(AGENT_EXECUTION.name, live.execution_id)
                     for seq, milestone in [m for m in live.milestones if m[0] > seen]:
                         yield milestone
-                        seen = seq
+                        seen, sent = seq, milestone
                     await self._place_in_queue(live)
                     ended, state = live.terminal, live.render()
                     if state is not sent:

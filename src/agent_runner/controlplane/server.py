@@ -1,0 +1,124 @@
+"""The gRPC server."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Final
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from agent_runner.controlplane._auth import KeyInterceptor
+from agent_runner.controlplane._routes import Routes
+from agent_runner.controlplane.server_info import ServerController
+from agent_runner.errors import AgentRunnerError, SettingsError
+from agent_runner.services.container import Services
+
+log = structlog.get_logger(__name__)
+
+MOST_REQUEST_BYTES: Final = 16 << 20
+
+OPTIONS: Final = (
+    ("grpc.max_receive_message_length", MOST_REQUEST_BYTES),
+    ("grpc.max_send_message_length", -1),
+    # Two servers on one port would otherwise share its traffic silently.
+    ("grpc.so_reuseport", 0),
+    # Idle watchers survive NAT and load balancers. Connections are not ended by age: that would cut
+    # off subscribers of the Stigmer API, who cannot go on where they stopped.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 0),
+)
+
+
+class ControlPlane:
+    """Serves the API, and looks after executions nobody looks after.
+
+    Args:
+        address: `host:port`; port 0 takes a free one.
+        api_key: callers must show it; None lets everybody in.
+        version: of the distribution.
+        temporal_address: shown by `GetServerInfo`.
+        reconcile_every: how often unfinished executions are compared with Temporal.
+        slow_after: how long a watcher may take no message before it is cut off.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        *,
+        address: str,
+        api_key: str | None,
+        version: str,
+        temporal_address: str = "",
+        reconcile_every: timedelta = timedelta(seconds=30),
+        slow_after: timedelta = timedelta(seconds=30),
+    ) -> None:
+        self._services = services
+        self._address = address
+        self._api_key = api_key
+        self._reconcile_every = reconcile_every
+        self._slow_after = slow_after
+        self._info = ServerController(services.workflows, version, temporal_address)
+        self._health = health.aio.HealthServicer()
+        self._server: grpc.aio.Server | None = None
+        self._reconciler: asyncio.Task[None] | None = None
+
+    async def start(self) -> int:
+        """Listen; returns the port.
+
+        Raises:
+            SettingsError: the address cannot be listened on.
+        """
+        interceptors = [KeyInterceptor(self._api_key)] if self._api_key else []
+        server = grpc.aio.server(interceptors=interceptors, options=OPTIONS)
+        self._register(server)
+        try:
+            port = server.add_insecure_port(self._address)
+        except RuntimeError as error:
+            raise SettingsError(
+                f"Cannot listen on {self._address}: the port is taken, or the host is not this machine's. "
+                "Stop what listens there, or choose another address."
+            ) from error
+        await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+        await server.start()
+        self._server = server
+        self._reconciler = asyncio.create_task(self._reconcile(), name="reconciler")
+        log.info("control plane listens", address=self._address, port=port)
+        return port
+
+    async def stop(self, grace: float | timedelta = 5.0) -> None:
+        """Take no more calls, let running ones end within the grace (seconds), then cut them off."""
+        seconds = grace.total_seconds() if isinstance(grace, timedelta) else grace
+        if self._reconciler is not None:
+            self._reconciler.cancel()
+            await asyncio.wait([self._reconciler])
+        if self._server is not None:
+            await self._health.enter_graceful_shutdown()
+            await self._server.stop(seconds)
+            self._server = None
+        await self._services.aclose()
+
+    def _register(self, server: grpc.aio.Server) -> None:
+        routes = Routes(self._services, self._info, self._slow_after)
+        server.add_generic_rpc_handlers(tuple(routes.handlers))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection(
+            (*routes.names, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+        )
+
+    async def _reconcile(self) -> None:
+        while True:
+            try:
+                await self._services.runs.reconcile()
+            except AgentRunnerError as error:
+                log.warning("reconciling failed", error=str(error))
+            # The edge of a loop nobody watches: the next round may do better.
+            except Exception:
+                log.exception("reconciling failed")
+            await asyncio.sleep(self._reconcile_every.total_seconds())

@@ -1,0 +1,37 @@
+"""`agent_runner.v1.ServerService`."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+
+from agent_runner.ports.workflows import WorkflowStarter
+from agent_runner.v1.server_service_pb2 import GetServerInfoRequest, GetServerInfoResponse
+
+_PATIENCE = 2.0
+"""Seconds Temporal gets to answer before it counts as away."""
+
+
+class ServerController:
+    """What this server is and whether it is well."""
+
+    def __init__(self, workflows: WorkflowStarter, version: str, temporal_address: str) -> None:
+        self._workflows = workflows
+        self._version = version
+        self._temporal_address = temporal_address
+        self._started_at = datetime.now(UTC)
+
+    async def get_server_info(self, request: GetServerInfoRequest) -> GetServerInfoResponse:
+        return GetServerInfoResponse(
+            version=self._version,
+            temporal_address=self._temporal_address,
+            temporal_reachable=await self._temporal_reachable(),
+            started_at=self._started_at.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        )
+
+    async def _temporal_reachable(self) -> bool:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                return await self._workflows.reachable()
+        except TimeoutError:
+            return False
