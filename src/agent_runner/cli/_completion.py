@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
@@ -53,6 +52,8 @@ def _names(kind_name: str, begun: str) -> list[CompletionItem]:
 
 
 def _ask(kind_name: str, begun: str) -> list[str]:
+    import asyncio
+
     from agent_runner.cli._connection import online
     from agent_runner.client.kinds import kind_named
 

@@ -6,7 +6,6 @@ client needs are read here by the same rules; `tests/unit/cli` holds the two aga
 
 from __future__ import annotations
 
-import asyncio
 import os
 import tomllib
 from collections.abc import Awaitable, Callable, Mapping
@@ -124,6 +123,8 @@ def resolve_address(where: Connection) -> str:
 
 def online(work: Callable[[AgentRunner], Awaitable[T]], where: Connection | None = None) -> T:
     """Run `work` with a client of the server; Ctrl-C cancels it."""
+    import asyncio
+
     found = where or connection()
     address = resolve_address(found)
 

@@ -329,6 +329,8 @@ def _short_name(enum: EnumDescriptor, name: str) -> str:
 def _set_defaults(kind: Kind, resource: Any, org: str) -> None:
     """What a manifest need not say."""
     resource.api_version = resource.api_version or API_VERSION
+    # The API lets a resource without a spec pass; what such a thing lacks is better told here.
+    resource.spec.SetInParent()
     metadata = resource.metadata
     metadata.SetInParent()
     metadata.org = metadata.org or org
