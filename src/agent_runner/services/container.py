@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from agent_runner.domain.kinds import ENVIRONMENT, EXECUTION_CONTEXT, MCP_SERVER, SKILL
+from agent_runner.domain.kinds import ENVIRONMENT, EXECUTION_CONTEXT, MCP_SERVER
 from agent_runner.ports.announcers import Announcer
+from agent_runner.ports.artifacts import ArtifactStore
 from agent_runner.ports.stores import EventLog, ResourceStore
 from agent_runner.ports.workflows import WorkflowStarter
 from agent_runner.services._clocks import Clock, IdSource, utc_now
@@ -21,11 +23,11 @@ from agent_runner.services.executions import ExecutionService
 from agent_runner.services.mcp_servers import McpServerService
 from agent_runner.services.resources import ResourceService
 from agent_runner.services.sessions import SessionService
+from agent_runner.services.skills import SkillService
 from agent_runner.services.turns import SessionTurns
 from agent_runner.services.watching import WatchService
 from ai.stigmer.agentic.environment.v1.api_pb2 import Environment
 from ai.stigmer.agentic.executioncontext.v1.api_pb2 import ExecutionContext
-from ai.stigmer.agentic.skill.v1.api_pb2 import Skill
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Services:
     executions: ExecutionService
     environments: ResourceService[Environment]
     execution_contexts: ResourceService[ExecutionContext]
-    skills: ResourceService[Skill]
+    skills: SkillService
     mcp_servers: McpServerService
     runs: ExecutionRuns
     events: EventService
@@ -76,15 +78,18 @@ def build_services(
     log: EventLog,
     announcer: Announcer,
     workflows: WorkflowStarter,
+    artifacts: ArtifactStore,
     *,
     clock: Clock = utc_now,
     replicas: bool = False,
+    spool: Path | None = None,
 ) -> Services:
     """Build the services.
 
     Args:
         replicas: True when other processes write to the same stores. Reads then look at the log, rather
             than trust what is in memory; writes are safe either way.
+        spool: directory for uploads as they arrive; None: the system's for temporary files.
     """
     new_id = IdSource(clock)
     records, turns = ExecutionRecords(store, clock), SessionTurns(store)
@@ -115,7 +120,7 @@ def build_services(
         ),
         environments=ResourceService(ENVIRONMENT, store, clock=clock, new_id=new_id),
         execution_contexts=ResourceService(EXECUTION_CONTEXT, store, clock=clock, new_id=new_id),
-        skills=ResourceService(SKILL, store, clock=clock, new_id=new_id),
+        skills=SkillService(store, artifacts, clock=clock, new_id=new_id, spool=spool),
         mcp_servers=McpServerService(MCP_SERVER, store, clock=clock, new_id=new_id),
         runs=runs,
         events=events,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from agent_runner.domain.skill_prompts import PromptSkill, prompt_section
 from agent_runner.domain.skills import description_of
-from agent_runner.errors import InvalidRequestError, NotFoundError, UnavailableError
+from agent_runner.errors import AgentRunnerError, NotFoundError
 from agent_runner.ports.skills import SkillFiles, SkillReader, SkillsOnDisk
 from agent_runner.v1.status_pb2 import UsedSkill
 from ai.stigmer.agentic.agent.v1.api_pb2 import Agent
@@ -96,12 +96,12 @@ class SkillLoader:
             running = {one: tasks.create_task(self._resolve_one(one)) for one in wanted}
         found: dict[_Wanted, Skill | str] = {}
         for one, task in running.items():
-            if isinstance(outcome := task.result(), UnavailableError):
+            if isinstance(outcome := task.result(), AgentRunnerError):
                 raise outcome
             found[one] = outcome
         return found
 
-    async def _resolve_one(self, wanted: _Wanted) -> Skill | str | UnavailableError:
+    async def _resolve_one(self, wanted: _Wanted) -> Skill | str | AgentRunnerError:
         reference = ApiResourceReference(
             org=wanted.org,
             kind=ApiResourceKind.skill,
@@ -116,10 +116,9 @@ class SkillLoader:
                     raise
                 reference.org = ""
                 return await self._reader.skill(reference)
-        except (NotFoundError, InvalidRequestError) as error:
-            return str(error)
-        except UnavailableError as error:
-            return error  # raised here, it would come wrapped in a group
+        except AgentRunnerError as error:
+            # What another try may mend is raised later: here, it would come wrapped in a group.
+            return error if error.retryable else str(error)
 
 
 def _wanted(agent: Agent, pinned: Iterable[UsedSkill]) -> dict[str, list[_Wanted]]:

@@ -22,6 +22,7 @@ from agent_runner.errors import (
     ConflictError,
     FailedPreconditionError,
     InvalidRequestError,
+    LimitReachedError,
     NotFoundError,
 )
 from agent_runner.ports.artifacts import ArtifactStore
@@ -417,13 +418,14 @@ class SkillService(ResourceService[Skill]):
         return sorted(found)
 
 
-class ArtifactTooLargeError(ArtifactError):
+class ArtifactTooLargeError(LimitReachedError):
     """The artifact does not fit into one message."""
 
     def __init__(self, key: str, most: int) -> None:
-        super().__init__(
+        Exception.__init__(
+            self,
             f"The artifact {key!r} has over {most} bytes, too many for one message. "
-            "Read it with agent_runner.v1.SkillService.GetArtifact."
+            "Read it with agent_runner.v1.SkillService.GetArtifact.",
         )
 
 

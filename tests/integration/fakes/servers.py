@@ -11,6 +11,7 @@ import grpc.aio
 
 from agent_runner import errors
 from agent_runner.adapters.announcers.memory import MemoryAnnouncer
+from agent_runner.adapters.artifacts.objects import ObjectArtifactStore
 from agent_runner.adapters.store.memory import MemoryEventLog, MemoryResourceStore
 from agent_runner.domain.status import merge_status
 from agent_runner.ports.workflows import WorkflowStarter
@@ -100,7 +101,11 @@ class NativeServer(TestServer):
         super().__init__()
         self.appends: list[AppendEventsRequest] = []
         self.services: Services = build_services(
-            MemoryResourceStore(), MemoryEventLog(), MemoryAnnouncer(), workflows
+            MemoryResourceStore(),
+            MemoryEventLog(),
+            MemoryAnnouncer(),
+            workflows,
+            ObjectArtifactStore.from_url("memory:///"),
         )
         services = self.services
         self.add(

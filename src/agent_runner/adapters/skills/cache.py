@@ -21,7 +21,7 @@ from agent_runner.adapters.skills._locks import locked, try_alone
 from agent_runner.adapters.skills.trees import SkillTrees
 from agent_runner.domain.archives import ArchiveLimits
 from agent_runner.domain.skills import is_hash
-from agent_runner.errors import ArtifactError, InvalidRequestError, NotFoundError, UnavailableError
+from agent_runner.errors import AgentRunnerError, ArtifactError, NotFoundError
 from agent_runner.ports.skills import SkillReader, SkillsOnDisk
 from ai.stigmer.agentic.skill.v1.api_pb2 import Skill
 
@@ -78,16 +78,16 @@ class SkillCache:
         async with asyncio.TaskGroup() as tasks:
             bringing = {hash: tasks.create_task(self._bring(hash, wanted[hash])) for hash in hashes}
         for hash, task in bringing.items():
-            if isinstance(outcome := task.result(), UnavailableError):
+            if isinstance(outcome := task.result(), AgentRunnerError):
                 raise outcome
             if outcome:
                 problems[hash] = outcome
         return problems
 
-    async def _bring(self, hash: str, key: str) -> str | UnavailableError:
+    async def _bring(self, hash: str, key: str) -> str | AgentRunnerError:
         """Make sure the files are here; returns why they cannot be, or nothing.
 
-        That the control plane is away is returned too: raised, it would come wrapped in a group.
+        What another try may mend is returned too: raised, it would come wrapped in a group.
         """
         if await asyncio.to_thread(self._trees.intact, hash):
             await asyncio.to_thread(self._trees.touch, hash)
@@ -100,12 +100,10 @@ class SkillCache:
                     await self._install(hash, key)
             except NotFoundError:
                 return "The artifact is not in its store."
-            except (ArtifactError, InvalidRequestError) as error:
-                return str(error)
+            except AgentRunnerError as error:
+                return error if error.retryable else str(error)
             except OSError as error:
                 return f"The files could not be written: {error.strerror}."
-            except UnavailableError as error:
-                return error
         await asyncio.to_thread(self._make_room)
         return ""
 
