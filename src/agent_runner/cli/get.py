@@ -26,7 +26,12 @@ if TYPE_CHECKING:
     "-l", "--label", "labels", multiple=True, metavar="K=V", help="Only those with the label; all of several."
 )
 @click.option(
-    "--limit", type=click.IntRange(min=0), default=100, show_default=True, help="The newest N; 0 for all."
+    "--limit",
+    metavar="N",
+    type=click.IntRange(min=0),
+    default=100,
+    show_default=True,
+    help="The newest N; 0 for all.",
 )
 @click.option("-A", "--all-orgs", is_flag=True, help="Of every organization.")
 @connection_options

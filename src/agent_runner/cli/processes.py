@@ -22,7 +22,7 @@ def server_command(listen: str | None, insecure: bool) -> int:
 
 @click.command("worker", short_help="Run a runner alone.")
 @click.option("--address", metavar="HOST:PORT", help="The control plane; else AGENT_RUNNER_ADDRESS.")
-@click.option("--concurrency", type=click.IntRange(min=1), help="Executions at a time.")
+@click.option("--concurrency", type=click.IntRange(min=1), metavar="N", help="Executions at a time.")
 @shared_options
 def worker_command(address: str | None, concurrency: int | None) -> int:
     """Run a runner alone: it takes executions from Temporal's task queue."""

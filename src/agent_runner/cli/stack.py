@@ -17,7 +17,12 @@ from agent_runner.cli._output import duration, note, to_json, write
 
 @click.command("up")
 @click.option("-d", "--detach", is_flag=True, help="Return when it is ready; it runs on in the background.")
-@click.option("--port", type=click.IntRange(0, 65535), help="Port of the control plane; 0 for a free one.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    help="Port of the control plane; 0 for a free one.",
+)
 @click.option("--listen", metavar="HOST:PORT", help="Where the control plane listens.")
 @click.option("--insecure", is_flag=True, help="Allow listening beyond loopback without a key.")
 @click.option("--model", metavar="NAME", help="Model for agents that name none.")
@@ -170,7 +175,13 @@ def _up_for(started_at: str) -> str:
 @click.command("logs", short_help="Show the log of the stack in the background.")
 @click.option("-f", "--follow", is_flag=True, help="Go on with new lines.")
 @click.option(
-    "-n", "--tail", type=click.IntRange(min=-1), default=100, show_default=True, help="Lines; -1 for all."
+    "-n",
+    "--tail",
+    metavar="N",
+    type=click.IntRange(min=-1),
+    default=100,
+    show_default=True,
+    help="Lines; -1 for all.",
 )
 @shared_options
 def logs_command(follow: bool, tail: int) -> int:

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 @click.command("watch", short_help="Watch an execution, live or finished.")
 @click.argument("execution", metavar="EXECUTION", shell_complete=complete_executions)
-@click.option("--after-seq", type=click.IntRange(min=0), default=0, help="Begin after this event.")
+@click.option(
+    "--after-seq", type=click.IntRange(min=0), metavar="SEQ", default=0, help="Begin after this event."
+)
 @click.option(
     "-o",
     "--output",
