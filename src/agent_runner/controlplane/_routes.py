@@ -15,12 +15,14 @@ from agent_runner.controlplane.executions import ExecutionController
 from agent_runner.controlplane.resources import ResourceController, resource_methods
 from agent_runner.controlplane.server_info import ServerController
 from agent_runner.controlplane.sessions import SessionController
+from agent_runner.controlplane.skills import SkillController
 from agent_runner.services.container import Services
 from agent_runner.v1 import (
     execution_service_pb2,
     resource_service_pb2,
     runner_service_pb2,
     server_service_pb2,
+    skill_service_pb2,
 )
 from ai.stigmer.agentic.agent.v1 import command_pb2 as agent_command
 from ai.stigmer.agentic.agent.v1 import query_pb2 as agent_query
@@ -54,6 +56,7 @@ class Routes:
         instances = AgentInstanceController(services.agent_instances)
         sessions = SessionController(services.sessions)
         executions = ExecutionController(services.executions, services.watches)
+        skills = SkillController(services.skills)
         self._add((agent_command, agent_query), resource_methods(services.agents))
         self._add(
             (instance_command, instance_query),
@@ -80,7 +83,14 @@ class Routes:
         self._add((environment_command, environment_query), resource_methods(services.environments))
         self._add((context_command, context_query), resource_methods(services.execution_contexts))
         self._add((mcp_command, mcp_query), resource_methods(services.mcp_servers))
-        self._add((skill_command, skill_query), resource_methods(services.skills))
+        self._add(
+            (skill_command, skill_query),
+            {
+                **resource_methods(services.skills),
+                "push": skills.push,
+                "getArtifact": skills.get_artifact,
+            },
+        )
 
     def _add_ours(self, services: Services, server: ServerController) -> None:
         executions = ExecutionController(services.executions, services.watches)
@@ -96,6 +106,17 @@ class Routes:
                 "AppendEvents": services.events.append,
             },
         )
+        skills = SkillController(services.skills)
+        self._add(
+            (skill_service_pb2,),
+            {
+                "ListSkillVersions": skills.list_versions,
+                "RollbackSkill": skills.rollback,
+                "DeleteSkill": skills.delete,
+            },
+            {"GetArtifact": skills.stream_artifact},
+        )
+        self.handlers.append(skills.push_handler())
         self._add((resource_service_pb2,), {"ListResources": ResourceController(services).list_resources})
         self._add((server_service_pb2,), {"GetServerInfo": server.get_server_info})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -245,7 +245,7 @@ class SkillService(ResourceService[Skill]):
             skill: slug or id.
             page: its `before` is a `version_id`.
         """
-        current = await self._named(org, skill)
+        current = await self.named(org, skill)
         found = [current] if page.before is None or current.status.version_id < page.before else []
         wanted = page.skip + page.size + 1
         rows = await self._store.list(
@@ -272,7 +272,7 @@ class SkillService(ResourceService[Skill]):
         """
         rules.check_tag(tag)
         for _ in range(_TRIES):
-            current = await self._named(org, skill)
+            current = await self.named(org, skill)
             stored = await self._store.get(ResourceKey(SKILL.name, current.metadata.id))
             current = self._parse(stored)
             target = await self._target(current, version)
@@ -326,7 +326,12 @@ class SkillService(ResourceService[Skill]):
             before = rows[-1].key.id
         return found
 
-    async def _named(self, org: str, skill: str) -> Skill:
+    async def named(self, org: str, skill: str) -> Skill:
+        """The current version by slug or id; without an organization, of the oldest skill with the slug.
+
+        Raises:
+            NotFoundError: there is none.
+        """
         if is_id(SKILL.id_prefix, canonical_id(skill)):
             try:
                 return await self.get(skill)
@@ -339,7 +344,7 @@ class SkillService(ResourceService[Skill]):
 
     # -- artifacts ----------------------------------------------------------------------------------
 
-    async def artifact(self, key: str) -> AsyncIterator[bytes]:
+    async def artifact(self, key: str) -> AsyncGenerator[bytes, None]:
         """Stream the bytes of a version.
 
         Raises:
@@ -385,7 +390,7 @@ class SkillService(ResourceService[Skill]):
             FailedPreconditionError: agents refer to it and `force` is not set.
             NotFoundError: there is none.
         """
-        current = await self._named(org, skill)
+        current = await self.named(org, skill)
         metadata = current.metadata
         agents = await self._referring_agents(current)
         if agents and not force:
