@@ -161,6 +161,41 @@ async def test_compacted_events_take_the_place_of_all(log: EventLog) -> None:
     assert len(await log.read("ex-2")) == 3
 
 
+async def test_a_log_that_went_on_since_it_was_read_is_not_compacted(log: EventLog) -> None:
+    await fill(log, "ex-1", 10)
+    compacted = [(1, b"one"), (10, b"the rest")]
+    await log.append("ex-1", [b"late"], expected_seq=10, head=LogHead(last_seq=11))
+
+    with pytest.raises(ConflictError, match="ex-1"):
+        await log.replace("ex-1", compacted)
+    assert len(await log.read("ex-1")) == 11
+
+
+@pytest.mark.parametrize("seqs", [[2, 1, 3], [0, 3], [1, 1, 3]])
+async def test_compacted_events_must_be_in_order(log: EventLog, seqs: list[int]) -> None:
+    await fill(log, "ex-1", 3)
+    with pytest.raises(ValueError, match="must rise"):
+        await log.replace("ex-1", [(seq, b"x") for seq in seqs])
+    assert len(await log.read("ex-1")) == 3
+
+
+async def test_a_compacted_log_goes_on(log: EventLog) -> None:
+    await fill(log, "ex-1", 10)
+    await log.replace("ex-1", [(10, b"all")])
+    await log.append("ex-1", [b"eleven"], expected_seq=10, head=LogHead(last_seq=11))
+
+    assert list(await log.read("ex-1")) == [(10, b"all"), (11, b"eleven")]
+
+
+async def test_a_long_log_is_deleted_whole(log: EventLog) -> None:
+    await fill(log, "ex-1", 7_000)
+    await fill(log, "ex-2", 5)
+    await log.delete("ex-1")
+
+    assert await log.read("ex-1") == []
+    assert len(await log.read("ex-2")) == 5
+
+
 async def test_a_log_that_is_not_there_cannot_be_compacted(log: EventLog) -> None:
     with pytest.raises(NotFoundError, match="ex-1"):
         await log.replace("ex-1", [(1, b"one")])

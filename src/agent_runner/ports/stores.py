@@ -144,7 +144,16 @@ class EventLog(Protocol):
         ...
 
     async def replace(self, execution_id: str, events: Sequence[tuple[int, bytes]]) -> None:
-        """Put compacted events in place of all there are; the head stays as it is."""
+        """Put compacted events in place of all there are; the head stays as it is.
+
+        Args:
+            events: by rising seq, which may have gaps; the last one is the log's newest, so that
+                what was appended since the log was read is never lost.
+
+        Raises:
+            ConflictError: the last given is not the newest of the log; nothing was changed.
+            NotFoundError: there is no such log.
+        """
         ...
 
     async def delete(self, execution_id: str) -> None:

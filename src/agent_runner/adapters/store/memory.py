@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from agent_runner.adapters.store.checks import check_head, checked_order
 from agent_runner.errors import AlreadyExistsError, ConflictError, NotFoundError
 from agent_runner.ports.stores import LogHead, ResourceKey, StoredResource
 
@@ -101,8 +102,7 @@ class MemoryEventLog:
     async def append(
         self, execution_id: str, events: Sequence[bytes], *, expected_seq: int, head: LogHead
     ) -> None:
-        if head.last_seq != expected_seq + len(events):
-            raise ValueError(f"{len(events)} events after {expected_seq} do not end at {head.last_seq}")
+        check_head(events, expected_seq, head)
         log = self._logs.get(execution_id) or _Log()
         if log.head.last_seq != expected_seq:
             raise ConflictError("event log", execution_id, expected_seq)
@@ -120,9 +120,12 @@ class MemoryEventLog:
         return log.events[start : start + max(limit, 0)]
 
     async def replace(self, execution_id: str, events: Sequence[tuple[int, bytes]]) -> None:
+        last_seq = checked_order(events)
         log = self._logs.get(execution_id)
         if log is None:
             raise NotFoundError("event log", execution_id)
+        if log.head.last_seq != last_seq:
+            raise ConflictError("event log", execution_id, last_seq)
         log.events = list(events)
 
     async def delete(self, execution_id: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import apsw
 
+from agent_runner.adapters.store.checks import check_head, checked_order
 from agent_runner.adapters.store.database import SqliteDatabase
 from agent_runner.errors import AlreadyExistsError, ConflictError, NotFoundError
 from agent_runner.ports.stores import LogHead, ResourceKey, StoredResource
@@ -19,6 +20,12 @@ _COLUMNS = "r.kind, r.id, r.org, r.slug, r.body, r.version, r.fields"
 
 _LOG_BITS = 32
 """An event's id is its log's id times 2^32, plus its seq."""
+
+_LOG = "event log"
+"""What errors call it."""
+
+_DELETED_AT_ONCE = 2_000
+"""Events; a few milliseconds of the writer's time."""
 
 
 class SqliteResourceStore:
@@ -179,8 +186,7 @@ class SqliteEventLog:
     async def append(
         self, execution_id: str, events: Sequence[bytes], *, expected_seq: int, head: LogHead
     ) -> None:
-        if head.last_seq != expected_seq + len(events):
-            raise ValueError(f"{len(events)} events after {expected_seq} do not end at {head.last_seq}")
+        check_head(events, expected_seq, head)
         await self._database.write(partial(_append, execution_id, list(events), expected_seq, head))
 
     async def read(
@@ -189,9 +195,14 @@ class SqliteEventLog:
         return await self._database.read(partial(_select_events, execution_id, after_seq, max(limit, 0)))
 
     async def replace(self, execution_id: str, events: Sequence[tuple[int, bytes]]) -> None:
-        await self._database.write(partial(_replace, execution_id, list(events)))
+        last_seq = checked_order(events)
+        await self._database.write(partial(_replace, execution_id, list(events), last_seq))
 
     async def delete(self, execution_id: str) -> None:
+        # In pieces, so that a long log does not hold up everybody else's writes. What is left after
+        # a crash in between is a log without its oldest events, which can be deleted again.
+        while await self._database.write(partial(_forget_oldest, execution_id)):
+            pass
         await self._database.write(partial(_forget, execution_id))
 
 
@@ -232,7 +243,7 @@ def _advance(execution_id: str, expected_seq: int, head: LogHead, connection: ap
             values,
         ).get
     if log is None:
-        raise ConflictError("event log", execution_id, expected_seq)
+        raise ConflictError(_LOG, execution_id, expected_seq)
     return int(log)
 
 
@@ -266,12 +277,29 @@ def _drop_events(log: int, connection: apsw.Connection) -> None:
     )
 
 
-def _replace(execution_id: str, events: Sequence[tuple[int, bytes]], connection: apsw.Connection) -> None:
-    log = _log_id(execution_id, connection)
-    if log is None:
-        raise NotFoundError("event log", execution_id)
+def _replace(
+    execution_id: str, events: Sequence[tuple[int, bytes]], last_seq: int, connection: apsw.Connection
+) -> None:
+    found = connection.execute("SELECT id, last_seq FROM logs WHERE execution_id = ?", (execution_id,)).get
+    if found is None:
+        raise NotFoundError(_LOG, execution_id)
+    log, newest = found
+    if newest != last_seq:
+        raise ConflictError(_LOG, execution_id, last_seq)
     _drop_events(log, connection)
     _insert_events(log, events, connection)
+
+
+def _forget_oldest(execution_id: str, connection: apsw.Connection) -> bool:
+    """Delete some events; whether there may be more."""
+    log = _log_id(execution_id, connection)
+    if log is None:
+        return False
+    connection.execute(
+        "DELETE FROM events WHERE id IN (SELECT id FROM events WHERE id > ? AND id < ? LIMIT ?)",
+        (log << _LOG_BITS, (log + 1) << _LOG_BITS, _DELETED_AT_ONCE),
+    )
+    return connection.changes() == _DELETED_AT_ONCE
 
 
 def _forget(execution_id: str, connection: apsw.Connection) -> None:
