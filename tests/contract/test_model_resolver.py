@@ -37,7 +37,7 @@ def no_keys_outside(monkeypatch: pytest.MonkeyPatch) -> None:
         ("claude-sonnet-4.5", "anthropic:claude-sonnet-4-5"),
         ("claude-3.5-haiku", "anthropic:claude-3-5-haiku-latest"),
         ("claude-3-opus-20240229", "anthropic:claude-3-opus-20240229"),
-        ("sonnet", "anthropic:claude-sonnet-4-6"),
+        ("sonnet", "anthropic:claude-sonnet-5-5"),
         ("gpt-4o-mini", "openai:gpt-4o-mini"),
         ("o3", "openai:o3"),
         ("OpenAI:gpt-5.1", "openai:gpt-5.1"),
@@ -89,9 +89,9 @@ def test_every_execution_gets_a_fresh_client() -> None:
 @pytest.mark.parametrize(
     ("environ", "ollama", "name", "why"),
     [
-        (KEYS, (), "anthropic:claude-sonnet-4-6", "ANTHROPIC_API_KEY"),
-        ({"OPENAI_API_KEY": "k"}, ("qwen3",), "openai:gpt-5.1", "OPENAI_API_KEY"),
-        ({"GEMINI_API_KEY": "k"}, (), "google_genai:gemini-2.5-flash", "GEMINI_API_KEY"),
+        (KEYS, (), "anthropic:claude-sonnet-5-5", "ANTHROPIC_API_KEY"),
+        ({"OPENAI_API_KEY": "k"}, ("qwen3",), "openai:gpt-6.1-sol", "OPENAI_API_KEY"),
+        ({"GEMINI_API_KEY": "k"}, (), "google_genai:gemini-3.8-flash", "GEMINI_API_KEY"),
         ({"OLLAMA_BASE_URL": "http://there"}, ("qwen3", "x"), "ollama:qwen3", "http://there"),
     ],
 )

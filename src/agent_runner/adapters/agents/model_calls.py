@@ -10,7 +10,7 @@ from typing import Any
 
 from langchain.agents.middleware import AgentMiddleware
 from langchain.agents.middleware.types import ModelRequest, ModelResponse
-from langchain_core.exceptions import ContextOverflowError
+from langchain_core.exceptions import ContextOverflowError, ModelConnectionError
 from langgraph.config import get_config, get_stream_writer
 from langgraph.errors import GraphBubbleUp
 
@@ -71,6 +71,7 @@ class ModelCalls(AgentMiddleware[Any, Any, Any]):
             attempt += 1
             try:
                 response = await handler(request)
+                _check_whole(response)
             except (AgentRunnerError, GraphBubbleUp, ContextOverflowError):
                 raise  # a context too long is the engine's to shorten, and the session's to explain
             except Exception as error:  # noqa: BLE001 (whatever a client library raises is explained)
@@ -93,8 +94,31 @@ class ModelCalls(AgentMiddleware[Any, Any, Any]):
         namespace = str(get_config()["metadata"].get("langgraph_checkpoint_ns", ""))
         for message in response.result:
             if message.type == "ai":
+                if _end_of(message) in _CUT_AT_THE_LIMIT:
+                    get_stream_writer()(Warned("The model's answer was cut at its limit of tokens."))
                 if namespace:
                     message.id = message_id(namespace.rpartition(":")[2])
                 usage = usage_from(getattr(message, "usage_metadata", None))
                 usage.cost_usd = cost_of(self._price, usage)
                 self._limits.used(usage)
+
+
+# These always say why an answer ended; one that does not say was cut off on the way.
+_TELL_THE_END = ("openai", "anthropic")
+_CUT_AT_THE_LIMIT = ("length", "max_tokens", "max_output_tokens")
+
+
+def _end_of(message: Any) -> str:
+    """Why an answer ended, in the provider's word; empty when it does not say."""
+    metadata = message.response_metadata
+    reason = metadata.get("finish_reason") or metadata.get("stop_reason")
+    details = metadata.get("incomplete_details") or {}
+    return str(reason or details.get("reason") or metadata.get("status") or "")
+
+
+def _check_whole(response: ModelResponse[Any]) -> None:
+    """Raises ModelConnectionError for an answer whose stream ended before it did."""
+    for message in response.result:
+        provider = getattr(message, "response_metadata", {}).get("model_provider")
+        if message.type == "ai" and provider in _TELL_THE_END and not _end_of(message):
+            raise ModelConnectionError("the answer was cut off")

@@ -8,7 +8,6 @@ from email.utils import parsedate_to_datetime
 from enum import Enum
 from typing import Any
 
-import httpx
 from langchain_core import exceptions as known
 
 from agent_runner.adapters.models.names import PROVIDERS
@@ -58,7 +57,6 @@ _BY_TYPE: tuple[tuple[type[BaseException], Trouble], ...] = (
     (known.ModelAPIError, Trouble.AWAY),
     (known.ModelConnectionError, Trouble.AWAY),
     (known.ModelTimeoutError, Trouble.AWAY),
-    (httpx.TransportError, Trouble.AWAY),
     (ConnectionError, Trouble.AWAY),
     (TimeoutError, Trouble.AWAY),
 )
@@ -103,6 +101,9 @@ def _trouble(error: BaseException, words: str) -> Trouble:
     for kind, trouble in _BY_TYPE:
         if isinstance(error, kind):
             return trouble
+    # Clients bring HTTP libraries of their own, alike in names: httpx, httpx2, httpcore.
+    if any(ancestor.__name__ == "TransportError" for ancestor in type(error).__mro__):
+        return Trouble.AWAY
     if isinstance(status, int):
         return Trouble.AWAY if status >= 500 else _BY_STATUS.get(status, Trouble.REFUSED)
     # An error inside a stream has no status; its words are all there is.

@@ -51,9 +51,9 @@ PROVIDERS: Mapping[str, ProviderFacts] = {
 }
 
 DEFAULT_MODELS: Mapping[str, str] = {
-    "anthropic": "claude-sonnet-4-6",
-    "openai": "gpt-5.1",
-    "google_genai": "gemini-2.5-flash",
+    "anthropic": "claude-sonnet-5-5",
+    "openai": "gpt-6.1-sol",
+    "google_genai": "gemini-3.8-flash",
 }
 
 _OTHER_SPELLINGS = {
@@ -66,12 +66,12 @@ _OTHER_SPELLINGS = {
 }
 
 _FRIENDLY = {
-    "sonnet": "claude-sonnet-4-6",
-    "opus": "claude-opus-4-6",
-    "haiku": "claude-haiku-4-5",
-    "claude-sonnet": "claude-sonnet-4-6",
-    "claude-opus": "claude-opus-4-6",
-    "claude-haiku": "claude-haiku-4-5",
+    "sonnet": "claude-sonnet-5-5",
+    "opus": "claude-opus-5-5",
+    "haiku": "claude-haiku-5-5",
+    "claude-sonnet": "claude-sonnet-5-5",
+    "claude-opus": "claude-opus-5-5",
+    "claude-haiku": "claude-haiku-5-5",
 }
 
 _FAMILIES = (
@@ -124,8 +124,8 @@ def parse_model_name(name: str, *, otherwise: str = "") -> ModelName:
     if otherwise:
         return ModelName(otherwise, name)
     raise ModelError(
-        f"Model {name!r} is not known. Write provider:model, such as anthropic:claude-sonnet-4-6, "
-        f"openai:gpt-5.1, ollama:qwen3 or script:demo. Providers: {', '.join(sorted(PROVIDERS))}."
+        f"Model {name!r} is not known. Write provider:model, such as anthropic:claude-sonnet-5-5, "
+        f"openai:gpt-6.1-sol, ollama:qwen3 or script:demo. Providers: {', '.join(sorted(PROVIDERS))}."
     )
 
 

@@ -163,10 +163,14 @@ class DefaultModelResolver:
 
         if max_tokens:
             wanted["max_tokens"] = max_tokens
+        address = self._environ.get("OPENAI_BASE_URL")
+        if not address:
+            # The newest models take tools by this protocol alone; compatible servers rarely have it.
+            wanted["use_responses_api"] = True
         return ChatOpenAI(
             model=name.model,
             api_key=SecretStr(self._needed_key(name)),
-            base_url=self._environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1",
+            base_url=address or "https://api.openai.com/v1",
             organization=self._environ.get("OPENAI_ORG_ID"),
             openai_proxy=self._environ.get("OPENAI_PROXY"),
             timeout=REQUEST_TIMEOUT_SECONDS,
