@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import pairwise
 
 import pytest
 from integration.fakes.servers import NativeServer, StigmerServer, TestServer
@@ -366,4 +367,4 @@ async def test_the_stigmer_api_gets_the_whole_status_every_ten_events_and_at_the
 
 
 def _grows(texts: Sequence[str]) -> None:
-    assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:], strict=False))
+    assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
