@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent_runner.adapters.artifacts.objects import ObjectArtifactStore
-from agent_runner.errors import InvalidRequestError, NotFoundError, SettingsError
+from agent_runner.errors import InvalidRequestError, NotFoundError, SettingsError, UnavailableError
 from agent_runner.ports.artifacts import ArtifactStore
 
 STORES: dict[str, Callable[[Path], ArtifactStore]] = {
@@ -129,3 +129,24 @@ async def test_a_key_of_allowed_characters_works(store: ArtifactStore, key: str)
 def test_an_unknown_address_is_a_wrong_setting() -> None:
     with pytest.raises(SettingsError, match="nonsense"):
         ObjectArtifactStore.from_url("nonsense://somewhere")
+
+
+def test_a_folder_that_cannot_be_made_is_a_wrong_setting(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(SettingsError, match="cannot be opened"):
+        ObjectArtifactStore.from_url((tmp_path / "file" / "artifacts").as_uri())
+
+
+async def test_a_folder_with_an_odd_name_is_found_again_by_its_owner_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "my files ü%20"
+    await ObjectArtifactStore.from_url(folder.as_uri()).put("a/b", stream(b"x"))
+
+    assert (folder / "a" / "b").read_bytes() == b"x"
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+async def test_a_name_in_the_way_is_said(tmp_path: Path) -> None:
+    store = ObjectArtifactStore.from_url(tmp_path.as_uri())
+    await store.put("a", stream(b"x"))
+    with pytest.raises(UnavailableError, match="'a/b' cannot be reached"):
+        await store.put("a/b", stream(b"y"))

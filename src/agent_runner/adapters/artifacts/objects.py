@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, Self
+from urllib.parse import unquote, urlsplit
 
 import obstore
 from obstore.exceptions import BaseError
-from obstore.store import ObjectStore, from_url
+from obstore.store import LocalStore, ObjectStore, from_url
 
 from agent_runner.errors import InvalidRequestError, NotFoundError, SettingsError, UnavailableError
 
@@ -21,8 +25,10 @@ MAX_KEY_LENGTH = 1024
 class ObjectArtifactStore:
     """Artifacts as objects of one bucket or folder."""
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: ObjectStore, *, folder: Path | None = None) -> None:
         self._store = store
+        self._folder = folder
+        """Where the objects are files; None elsewhere."""
 
     @classmethod
     def from_url(cls, url: str, **options: Any) -> Self:
@@ -36,23 +42,33 @@ class ObjectArtifactStore:
         Raises:
             SettingsError: the URL is none of these.
         """
-        if url.startswith("file:"):
-            options.setdefault("mkdir", True)
         try:
+            if url.startswith("file:"):
+                return cls._in_folder(Path(unquote(urlsplit(url).path)))
             return cls(from_url(url, **options))
         except (BaseError, OSError, ValueError) as error:
-            problem = str(error).partition("\n")[0]
             raise SettingsError(
-                f"The artifact store {url!r} cannot be opened: {problem}. "
+                f"The artifact store {url!r} cannot be opened: {_first_line(error)}. "
                 "Use file:///folder, memory:/// or s3://bucket/prefix."
             ) from error
+
+    @classmethod
+    def _in_folder(cls, folder: Path) -> Self:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return cls(LocalStore(folder), folder=folder)
 
     async def put(self, key: str, chunks: AsyncIterator[bytes]) -> int:
         _check(key)
         counted = _Counted(chunks)
         try:
             await obstore.put_async(self._store, key, counted)
-        except BaseError as error:
+            if self._folder is not None:
+                # The log may name the artifact as soon as this returns, and the log survives a power
+                # cut; obstore only renames.
+                await asyncio.to_thread(_sync, self._folder / key, self._folder)
+        except (BaseError, OSError) as error:
+            if counted.failure is error:
+                raise
             raise _unavailable(key, error) from error
         return counted.size
 
@@ -97,12 +113,18 @@ class _Counted:
     def __init__(self, chunks: AsyncIterator[bytes]) -> None:
         self._chunks = chunks
         self.size = 0
+        self.failure: Exception | None = None
+        """What the chunks broke off with."""
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
-        chunk = await anext(self._chunks)
+        try:
+            chunk = await anext(self._chunks)
+        except Exception as error:
+            self.failure = error
+            raise
         self.size += len(chunk)
         return chunk
 
@@ -114,6 +136,23 @@ def _check(key: str) -> None:
         )
 
 
+def _sync(path: Path, root: Path) -> None:
+    """Have the disk keep a new file and the names of the folders it is in."""
+    for synced in (path, *path.parents):
+        descriptor = os.open(synced, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if synced == root:
+            return
+
+
 def _unavailable(key: str, error: Exception) -> UnavailableError:
-    problem = str(error).partition("\n")[0]
-    return UnavailableError(f"The artifact {key!r} cannot be reached in its store: {problem}. Try again.")
+    return UnavailableError(
+        f"The artifact {key!r} cannot be reached in its store: {_first_line(error)}. Try again."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

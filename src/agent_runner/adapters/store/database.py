@@ -18,15 +18,19 @@ import os
 import queue
 import stat
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, TypeVar
 
 import apsw
+import structlog
 
 from agent_runner.adapters.store.schema import MIGRATIONS
 from agent_runner.errors import SettingsError, UnavailableError
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 Job = Callable[[apsw.Connection], T]
@@ -36,6 +40,9 @@ BUSY_TIMEOUT_MS = 5_000
 
 MAX_BATCH = 512
 """The most writes in one transaction; bounds how long the first of them waits."""
+
+SLOW_COMMIT_SECONDS = 1.0
+"""From here on a commit is worth a line in the log: somebody waited for the disk."""
 
 WAL_SIZE_LIMIT = 64 << 20
 """Bytes to which the write-ahead log is cut back after a checkpoint."""
@@ -88,6 +95,7 @@ class SqliteDatabase:
         synchronous: `FULL` makes an acknowledged write survive a power cut, `NORMAL` only a crash of
             the process.
         readers: how many reads may run at once.
+        on_commit: hears of every transaction, on the writer thread: how many writes, how many seconds.
     """
 
     def __init__(
@@ -97,11 +105,13 @@ class SqliteDatabase:
         migrations: Sequence[str] = MIGRATIONS,
         synchronous: Literal["FULL", "NORMAL"] = "FULL",
         readers: int = 2,
+        on_commit: Callable[[int, float], None] = lambda writes, seconds: None,
     ) -> None:
         self.path = path
         self._migrations = migrations
         self._synchronous = synchronous
         self._reader_count = readers
+        self._on_commit = on_commit
         self._writes: _Queue = queue.SimpleQueue()
         self._reads: _Queue = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
@@ -133,12 +143,12 @@ class SqliteDatabase:
                 self._writes.put(None)
                 for _ in range(self._reader_count):
                     self._reads.put(None)
-        threads, self._threads = self._threads, []
-        for thread in threads:
-            await asyncio.to_thread(thread.join)
         if self._here is not None:
             self._here.close()
             self._here = None
+        threads, self._threads = self._threads, []
+        for thread in threads:
+            await asyncio.to_thread(thread.join)
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -247,8 +257,15 @@ class SqliteDatabase:
         while (request := self._writes.get()) is not None:
             batch = [request]
             closing = _take_waiting(self._writes, batch)
+            began = time.perf_counter()
             _commit(connection, batch)
+            seconds = time.perf_counter() - began
             _deliver(batch)
+            self._on_commit(len(batch), seconds)
+            if seconds > SLOW_COMMIT_SECONDS:
+                log.warning(
+                    "commit was slow", file=self.path.name, writes=len(batch), seconds=round(seconds, 3)
+                )
             if closing:
                 break
         connection.close()
