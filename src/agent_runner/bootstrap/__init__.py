@@ -1,0 +1,62 @@
+"""Reads the settings, builds the adapters and hands them out: the processes of the product.
+
+Nothing heavy is imported before it is used, since the command line starts here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from agent_runner.settings import Settings
+
+__all__ = ["doctor", "run_server", "run_stack", "run_worker"]
+
+
+def run_stack(settings: Settings, on_ready: Callable[[], None]) -> int:
+    """Run Temporal, control plane and runner until SIGINT or SIGTERM.
+
+    Args:
+        on_ready: called when everything serves; `stack.json` is written by then.
+
+    Returns:
+        The exit code.
+    """
+    from agent_runner.bootstrap.process import run_service
+    from agent_runner.bootstrap.stack import serve_stack
+
+    _configure_logs(settings)
+    return run_service(lambda stop: serve_stack(settings, stop, on_ready))
+
+
+def run_server(settings: Settings) -> int:
+    """Run the control plane alone until SIGINT or SIGTERM; returns the exit code."""
+    from agent_runner.bootstrap.controlplane import serve_control_plane
+    from agent_runner.bootstrap.process import run_service
+
+    _configure_logs(settings)
+    return run_service(lambda stop: serve_control_plane(settings, stop))
+
+
+def run_worker(settings: Settings) -> int:
+    """Run a runner alone until SIGINT or SIGTERM; returns the exit code."""
+    from agent_runner.bootstrap.process import run_service
+    from agent_runner.bootstrap.runner import serve_runner
+
+    _configure_logs(settings)
+    return run_service(lambda stop: serve_runner(settings, stop))
+
+
+def doctor(settings: Settings) -> Iterator[tuple[str, bool, str]]:
+    """What works here: (name, whether it does, detail for people)."""
+    from agent_runner.bootstrap.doctor import checks
+
+    return checks(settings)
+
+
+def _configure_logs(settings: Settings) -> None:
+    from agent_runner import logs
+    from agent_runner.bootstrap.keys import provider_keys
+
+    redaction = logs.configure(settings.log_level, settings.log_format)
+    for secret in provider_keys(settings):
+        redaction.add(lambda text, secret=secret: text.replace(secret, logs.MASK))  # type: ignore[misc]

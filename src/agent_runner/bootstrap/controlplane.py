@@ -1,0 +1,114 @@
+"""The control plane as a process: stores, services, API, and the worker of its workflow."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import version
+
+import structlog
+
+from agent_runner.adapters.announcers.memory import MemoryAnnouncer
+from agent_runner.adapters.artifacts.objects import ObjectArtifactStore
+from agent_runner.adapters.store.database import SqliteDatabase
+from agent_runner.adapters.store.sqlite import SqliteEventLog, SqliteResourceStore
+from agent_runner.adapters.temporal.connection import TemporalConnection
+from agent_runner.adapters.workflows.temporal import StarterSettings, TemporalWorkflowStarter
+from agent_runner.bootstrap.data import DataDirectory, held
+from agent_runner.controlplane.server import ControlPlane
+from agent_runner.runner.ends import ServiceEnds
+from agent_runner.runner.worker import ControlPlaneWorker
+from agent_runner.services.container import Services, build_services
+from agent_runner.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+DISTRIBUTION = "agent-runner-platform"
+
+
+async def serve_control_plane(settings: Settings, stop: asyncio.Event) -> None:
+    """Serve until told to stop. Temporal may be away: what needs it then answers UNAVAILABLE."""
+    data = DataDirectory(settings.data_dir)
+    data.prepare()
+    with held(data):
+        async with control_plane(settings, data, TemporalConnection(settings.temporal_address)) as address:
+            log.info("control plane is ready", address=address)
+            await stop.wait()
+
+
+@asynccontextmanager
+async def control_plane(
+    settings: Settings, data: DataDirectory, connection: TemporalConnection
+) -> AsyncIterator[str]:
+    """A control plane that serves; gives its `host:port`."""
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(SqliteDatabase(data.database))
+        services = build_services(
+            SqliteResourceStore(database),
+            SqliteEventLog(database),
+            MemoryAnnouncer(),
+            TemporalWorkflowStarter(connection, starter_settings(settings)),
+            artifacts=ObjectArtifactStore.from_url(data.artifacts.as_uri()),
+        )
+        api = ControlPlane(
+            services,
+            address=settings.listen,
+            api_key=settings.key,
+            version=version(DISTRIBUTION),
+            temporal_address=connection.address,
+        )
+        port = await api.start()
+        stack.push_async_callback(api.stop, 2.0)
+        await stack.enter_async_context(
+            once_connected(connection, lambda: _run_workflows(settings, connection, services))
+        )
+        yield f"{settings.listen.rpartition(':')[0]}:{port}"
+
+
+def starter_settings(settings: Settings) -> StarterSettings:
+    return StarterSettings(
+        workflow_task_queue=settings.workflow_task_queue,
+        runner_task_queue=settings.runner_task_queue,
+        execution_timeout=settings.execution_timeout,
+        heartbeat_timeout=settings.heartbeat_timeout,
+        full_argument=settings.full_workflow_argument,
+    )
+
+
+async def _run_workflows(settings: Settings, connection: TemporalConnection, services: Services) -> None:
+    client = await connection.client()
+    worker = ControlPlaneWorker(client, ServiceEnds(services), task_queue=settings.workflow_task_queue)
+    async with worker:
+        await worker.wait()
+
+
+@asynccontextmanager
+async def once_connected(
+    connection: TemporalConnection, work: Callable[[], Awaitable[None]]
+) -> AsyncIterator[None]:
+    """Do the work for as long as the context is open, from when Temporal can be reached.
+
+    Work that fails, such as a worker whose namespace is gone, is begun again.
+    """
+
+    async def keep_working() -> None:
+        while True:
+            await connection.wait()
+            try:
+                await work()
+            except asyncio.CancelledError:
+                raise
+            # The edge of a task nobody watches: the SDK raises RuntimeError for whatever ended its worker.
+            except Exception:
+                log.exception("a worker ended by itself and is started again")
+            await asyncio.sleep(1)
+
+    task = asyncio.create_task(keep_working(), name="worker")
+    # A worker that is there already when the API opens makes the first start eager.
+    await asyncio.sleep(0)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])

@@ -1,0 +1,79 @@
+"""What this machine can do, for people: each check answers in words."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+
+from agent_runner.bootstrap.data import DataDirectory
+from agent_runner.errors import AgentRunnerError
+from agent_runner.settings import Settings
+
+Row = tuple[str, bool, str]
+
+
+def checks(settings: Settings) -> Iterator[Row]:
+    """Name, whether it works, and what there is or what to do. Each is made when it is asked for."""
+    yield "python", sys.version_info >= (3, 11), f"{platform.python_version()} on {platform.platform()}"
+    yield _data_directory(settings)
+    yield _temporal(settings)
+    yield _engine()
+    yield from _sandboxes(settings)
+    yield _model(settings)
+
+
+def _data_directory(settings: Settings) -> Row:
+    data = DataDirectory(settings.data_dir)
+    try:
+        data.prepare()
+    except AgentRunnerError as error:
+        return "data directory", False, str(error)
+    return "data directory", True, str(data.root)
+
+
+def _temporal(settings: Settings) -> Row:
+    from agent_runner.adapters.temporal.connection import TemporalConnection
+    from agent_runner.adapters.temporal.managed import find_binary
+
+    if settings.temporal_address is None:
+        try:
+            return "temporal", True, f"our own, from {find_binary()}"
+        except AgentRunnerError as error:
+            return "temporal", False, str(error)
+    connection = TemporalConnection(settings.temporal_address)
+    reachable = asyncio.run(connection.reachable())
+    return "temporal", reachable, f"{connection.address} {'answers' if reachable else 'does not answer'}"
+
+
+def _engine() -> Row:
+    try:
+        return "engine", True, f"deepagents {version('deepagents')}"
+    except PackageNotFoundError:
+        return "engine", False, "deepagents is not installed: pip install agent-runner-platform"
+
+
+def _sandboxes(settings: Settings) -> Iterator[Row]:
+    from agent_runner.bootstrap.sandboxes import KINDS, sandbox_provider
+
+    for kind in KINDS:
+        provider = sandbox_provider(settings, DataDirectory(settings.data_dir), kind)
+        problem = asyncio.run(provider.check())
+        wanted = " (in use)" if kind == settings.sandbox else ""
+        # A kind nobody asked for is no problem of this machine's.
+        yield f"sandbox {kind}", not problem or not wanted, (problem or "works") + wanted
+
+
+def _model(settings: Settings) -> Row:
+    from agent_runner.adapters.models.resolver import DefaultModelResolver
+    from agent_runner.v1.options_pb2 import ModelOptions
+
+    resolver = DefaultModelResolver(dict(os.environ), settings.model)
+    try:
+        resolver.resolve(ModelOptions())
+    except AgentRunnerError as error:
+        return "model", False, str(error)
+    return "model", True, resolver.describe_default()

@@ -1,0 +1,20 @@
+"""The keys this process was given, which no log line may show."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+from agent_runner.settings import Settings
+
+_SHORTEST = 8
+_ENDINGS = ("_API_KEY", "_TOKEN", "_SECRET", "_PASSWORD", "_ENCRYPTION_KEYS")
+
+
+def provider_keys(settings: Settings, environ: Mapping[str, str] | None = None) -> Sequence[str]:
+    """Values of the environment that are keys by their names, and our own, longest first."""
+    known = os.environ if environ is None else environ
+    keys = {value for name, value in known.items() if name.upper().endswith(_ENDINGS)}
+    if settings.key:
+        keys.add(settings.key)
+    return sorted((key for key in keys if len(key) >= _SHORTEST), key=len, reverse=True)

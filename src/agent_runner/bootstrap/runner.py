@@ -1,0 +1,84 @@
+"""The runner as a process: engine, models, sandboxes, skills, and the worker that runs agents."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+
+from agent_runner.adapters.agents.deepagents import DeepAgentsFactory
+from agent_runner.adapters.checkpoints.sqlite import SqliteCheckpoints
+from agent_runner.adapters.controlplane.resources import GrpcResourceReader
+from agent_runner.adapters.models.resolver import DefaultModelResolver
+from agent_runner.adapters.skills.cache import SkillCache
+from agent_runner.adapters.skills.grpc import GrpcSkillReader
+from agent_runner.adapters.status.native import BatchSettings
+from agent_runner.adapters.status.sinks import NegotiatingSinks
+from agent_runner.adapters.temporal.connection import TemporalConnection
+from agent_runner.bootstrap.controlplane import once_connected
+from agent_runner.bootstrap.data import DataDirectory
+from agent_runner.bootstrap.sandboxes import sandbox_provider
+from agent_runner.client.channels import Channel
+from agent_runner.errors import SettingsError
+from agent_runner.runner.attempts import Parts
+from agent_runner.runner.worker import RunnerWorker, WorkerSettings
+from agent_runner.services.skill_loading import SkillLoader
+from agent_runner.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+
+async def serve_runner(settings: Settings, stop: asyncio.Event) -> None:
+    """Take executions until told to stop; Temporal and the control plane may come later."""
+    data = DataDirectory(settings.data_dir)
+    data.prepare()
+    connection = TemporalConnection(settings.temporal_address)
+    async with runner(settings, data, connection, settings.address):
+        log.info("runner is ready", server=settings.address, temporal=connection.address)
+        await stop.wait()
+
+
+@asynccontextmanager
+async def runner(
+    settings: Settings, data: DataDirectory, connection: TemporalConnection, address: str
+) -> AsyncIterator[None]:
+    """A runner that takes executions from the task queue while the context is open."""
+    async with parts(settings, data, address) as made:
+
+        async def run_agents() -> None:
+            worker = RunnerWorker(
+                await connection.client(),
+                made,
+                WorkerSettings(task_queue=settings.runner_task_queue, concurrency=settings.concurrency),
+            )
+            async with worker:
+                await worker.wait()
+
+        async with once_connected(connection, run_agents):
+            yield
+
+
+@asynccontextmanager
+async def parts(settings: Settings, data: DataDirectory, address: str) -> AsyncIterator[Parts]:
+    """What a worker runs agents with, open."""
+    if settings.engine != "deepagents":
+        raise SettingsError(f"engine={settings.engine} is not installed here. Unset it to use deepagents.")
+    channel = Channel(address, api_key=settings.key)
+    sandboxes = sandbox_provider(settings, data)
+    skills = GrpcSkillReader(channel)
+    try:
+        async with SqliteCheckpoints(data.checkpoints) as checkpoints:
+            yield Parts(
+                sinks=NegotiatingSinks(channel, BatchSettings(events=settings.batch_events)),
+                reader=GrpcResourceReader(channel),
+                sandboxes=sandboxes,
+                models=DefaultModelResolver(dict(os.environ), settings.model),
+                agents=DeepAgentsFactory(checkpoints),
+                skills=SkillLoader(skills, SkillCache(data.skills, skills)),
+            )
+    finally:
+        await sandboxes.aclose()
+        await channel.aclose()

@@ -1,0 +1,64 @@
+"""The embedded stack: Temporal as a child process, control plane and runner in this one."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+import structlog
+
+from agent_runner.adapters.temporal.connection import TemporalConnection
+from agent_runner.adapters.temporal.managed import ManagedTemporal
+from agent_runner.bootstrap.controlplane import DISTRIBUTION, control_plane
+from agent_runner.bootstrap.data import DataDirectory, StackState, held
+from agent_runner.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+
+async def serve_stack(settings: Settings, stop: asyncio.Event, on_ready: Callable[[], None]) -> None:
+    """Serve until told to stop.
+
+    Raises:
+        FailedPreconditionError: a stack runs in this data directory already.
+        SettingsError: the directory cannot be written to, or the address is taken.
+        UnavailableError: Temporal did not start.
+    """
+    data = DataDirectory(settings.data_dir)
+    data.prepare()
+    with held(data):
+        async with AsyncExitStack() as stack:
+            # The engine takes more than a second of imports, about as long as Temporal takes to start.
+            importing = asyncio.to_thread(importlib.import_module, "agent_runner.bootstrap.runner")
+            connection, module = await asyncio.gather(_temporal(settings, data, stack), importing)
+            await connection.wait()
+            address = await stack.enter_async_context(control_plane(settings, data, connection))
+            await stack.enter_async_context(module.runner(settings, data, connection, address))
+            _state(address, connection).write(data.state)
+            log.info("stack is ready", address=address, temporal=connection.address)
+            on_ready()
+            await stop.wait()
+
+
+async def _temporal(settings: Settings, data: DataDirectory, stack: AsyncExitStack) -> TemporalConnection:
+    """The connection to the service of the settings, or to one of our own which ends with the stack."""
+    if settings.temporal_address is not None:
+        return TemporalConnection(settings.temporal_address)
+    managed = ManagedTemporal(data.temporal, log_path=data.logs / "temporal.log")
+    await stack.enter_async_context(managed)
+    return TemporalConnection.managed(managed.address)
+
+
+def _state(address: str, connection: TemporalConnection) -> StackState:
+    return StackState(
+        pid=os.getpid(),
+        address=address,
+        temporal=connection.address,
+        started_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        version=version(DISTRIBUTION),
+    )
