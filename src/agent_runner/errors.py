@@ -18,6 +18,7 @@
     ├── ModelError                 the model cannot be used, or its provider said no
     │   └── ModelUnavailableError  the provider is away or busy (retryable)
     ├── LimitReachedError          the execution used up what it may use
+    ├── McpServerError             a tool server the agent cannot do without is not to be had
     ├── ArtifactError              the artifact is broken or was altered
     └── SettingsError              a setting is wrong
 
@@ -168,6 +169,13 @@ class LimitReachedError(AgentRunnerError):
 
     def __init__(self, limit: str, value: object) -> None:
         super().__init__(f"The limit {limit} = {value} was reached.")
+
+
+class McpServerError(AgentRunnerError):
+    """An MCP server that is required cannot be opened."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"MCP server {name!r}, which is required, could not be opened: {reason}")
 
 
 class ArtifactError(AgentRunnerError):

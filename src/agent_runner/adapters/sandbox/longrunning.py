@@ -67,6 +67,15 @@ class PipedProcess:
     def last_words(self) -> str:
         return b"".join(self._words)[-_LAST_WORDS:].decode(errors="replace").strip()
 
+    async def wait(self) -> int:
+        """Return when it has ended, with its exit code; negative for a signal."""
+        return await self._process.wait()
+
+    def kill(self) -> None:
+        """End it and all it has started, at once."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
     async def aclose(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
@@ -74,9 +83,7 @@ class PipedProcess:
         try:
             await asyncio.wait([ended], timeout=_GRACE)
         finally:
-            # The group goes too, whether its leader has ended or not.
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            self.kill()  # the rest of the group, too, when its leader has ended
             await asyncio.wait([ended, self._errors], timeout=_SETTLE)
             self._errors.cancel()
 
