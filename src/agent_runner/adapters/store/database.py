@@ -356,6 +356,12 @@ def _make_private(path: Path) -> None:
             os.fchmod(descriptor, 0o600)
     finally:
         os.close(descriptor)
+    # The name too must survive a power cut; SQLite sees to that only for files it makes itself.
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _migrate(connection: apsw.Connection, migrations: Sequence[str], path: Path) -> None:
