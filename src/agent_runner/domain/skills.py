@@ -19,6 +19,7 @@ from ruamel.yaml.error import YAMLError
 
 from agent_runner.domain.archives import Entry
 from agent_runner.domain.ids import make_id
+from agent_runner.domain.slugs import slug_of
 from agent_runner.errors import ArtifactError, InvalidRequestError
 
 SKILL_MD: Final = "SKILL.md"
@@ -322,7 +323,7 @@ def _tools(value: object, warnings: list[str]) -> tuple[str, ...]:
 def advice(text: SkillText, name: str, entries: Sequence[Entry]) -> list[str]:
     """What a skill should do better, beyond what is wrong: for `skill lint` and answers to a push."""
     found = list(text.warnings)
-    if text.front_matter is not None and text.front_matter.name != name:
+    if text.front_matter is not None and slug_of(text.front_matter.name) != slug_of(name):
         found.append(
             f"The front matter calls the skill {text.front_matter.name!r}, but it is pushed as {name!r}."
         )
