@@ -69,7 +69,8 @@ def report(error: BaseException) -> int:
     """Tell the user and return the exit code. A closed pipe is silent."""
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return INTERRUPTED
-    if isinstance(error, BrokenPipeError):
+    # Click turns a closed pipe into an exit with 1.
+    if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
         forget_stdout()
         return OK
     if isinstance(error, SystemExit):

@@ -147,6 +147,8 @@ async def _run(client: AgentRunner, request: Request) -> int:
     execution = await _start(client, request)
     id, session = execution.metadata.id, execution.spec.session_id
     note(f"execution {id}  session {session}")
+    if waiting := execution.status.run.queue_position:
+        note(f"It waits for {waiting} of the session before it.")
     if not request.follow:
         write(to_json({"executionId": id, "sessionId": session}) if request.output != "text" else id)
         note(f"Watch it with: agent-runner watch {id}")

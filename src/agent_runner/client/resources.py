@@ -62,7 +62,8 @@ class Resources:
 
     async def _latest(self, kind: Kind, org: str | None) -> Message:
         async for resource in self.list(kind, org=org, limit=1):
-            return resource
+            # Lists show large resources in part.
+            return await self.get(kind, _metadata(resource).id)
         raise NotFoundError(kind.word, LATEST, f"There are no {kind.plural} yet.")
 
     async def _not_found(self, kind: Kind, name: str, org: str | None) -> NotFoundError:

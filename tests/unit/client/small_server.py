@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
+from agent_runner.client.executions import TERMINAL_PHASES
 from agent_runner.client.kinds import KINDS, Kind, canonical_id
 from agent_runner.v1.events_pb2 import ExecutionEvent
 from agent_runner.v1.execution_service_pb2 import (
@@ -51,9 +52,14 @@ class SmallServer:
     stored: dict[str, dict[str, Message]] = field(default_factory=dict)
     cancelled: list[str] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
+    live: bool = False
+    """Whether a watch stays open until a terminal phase is added; else it ends with the log."""
+    more: asyncio.Event = field(default_factory=asyncio.Event)
     answers: asyncio.Event = field(default_factory=asyncio.Event)
     """Cleared: calls are taken and not answered."""
     address: str = ""
+    loop: asyncio.AbstractEventLoop | None = None
+    """The loop it runs in, when that is another thread's."""
     _server: grpc.aio.Server | None = None
     _count: int = 0
 
@@ -115,7 +121,9 @@ class SmallServer:
             self._count += 1
             metadata.id = f"{kind.id_prefix}-{ULID}{self._count:04d}"
         if kind.name == "AgentExecution":
-            resource.status.phase = EXECUTION_COMPLETED if self.events else EXECUTION_PENDING
+            resource.status.phase = (
+                EXECUTION_COMPLETED if self.events and not self.live else EXECUTION_PENDING
+            )
             resource.status.run.last_seq = self.events[-1].seq if self.events else 0
             resource.spec.session_id = resource.spec.session_id or f"ses-{ULID}0000"
         table[metadata.id] = resource
@@ -146,19 +154,39 @@ class SmallServer:
         if canonical_id(request.execution_id) not in self.stored.get("AgentExecution", {}):
             await context.abort(grpc.StatusCode.NOT_FOUND, "There is no such execution.")
         cut = self.cuts.pop(0) if self.cuts else None
-        sent = 0
-        for event in self.events:
-            if event.seq <= request.after_seq - self.overlap:
-                continue
-            if cut is not None and sent == cut.after:
-                if cut.code is None:
-                    return
-                await context.abort(cut.code, "cut off")
-            yield WatchExecutionResponse(events=[event])
-            sent += 1
-        yield WatchExecutionResponse()  # a heartbeat
-        if not self.events:
-            await asyncio.Event().wait()
+        sent = read = 0
+        while True:
+            for event in self.events[read:]:
+                read += 1
+                if event.seq <= request.after_seq - self.overlap:
+                    continue
+                if cut is not None and sent == cut.after:
+                    if cut.code is None:
+                        return
+                    await context.abort(cut.code, "cut off")
+                yield WatchExecutionResponse(events=[event])
+                sent += 1
+            yield WatchExecutionResponse()  # a heartbeat
+            if self.events and (not self.live or self.events[-1].phase_changed.phase in TERMINAL_PHASES):
+                return
+            self.more.clear()
+            await self.more.wait()
+
+    def add_from_outside(self, *events: ExecutionEvent) -> None:
+        """`add`, from a thread without the server's loop."""
+        assert self.loop is not None
+        for event in events:
+            self.loop.call_soon_threadsafe(self.add, event)
+
+    def add(self, event: ExecutionEvent) -> None:
+        """Append an event that watchers of a live log get now; a terminal phase ends the executions."""
+        event.seq = len(self.events) + 1
+        self.events.append(event)
+        for execution in self.stored.get("AgentExecution", {}).values():
+            if event.phase_changed.phase:
+                execution.status.phase = event.phase_changed.phase  # type: ignore[attr-defined]
+            execution.status.run.last_seq = event.seq  # type: ignore[attr-defined]
+        self.more.set()
 
 
 async def _abort_with_violations(context: Any, violations: Sequence[tuple[str, str]]) -> None:
