@@ -57,6 +57,10 @@ class CommandError(AgentRunnerError):
         self.code, self.exit_code, self.lines, self.hint = code, exit_code, tuple(lines), hint
 
 
+class ClosedPipeError(Exception):
+    """Nobody reads our output any more. No OSError, for click would make an exit with 1 of it."""
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """` Did you mean x?`, or nothing."""
     from difflib import get_close_matches
@@ -69,8 +73,7 @@ def report(error: BaseException) -> int:
     """Tell the user and return the exit code. A closed pipe is silent."""
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return INTERRUPTED
-    # Click turns a closed pipe into an exit with 1.
-    if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
+    if isinstance(error, (ClosedPipeError, BrokenPipeError)):
         forget_stdout()
         return OK
     if isinstance(error, SystemExit):
