@@ -8,9 +8,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from contract.agent_bench import ENGINES, Bench, Journal, MemoryCheckpoints
+from contract.agent_bench import ENGINES, Bench, Journal
 from langchain_core.tools import tool
 
+from agent_runner.adapters.checkpoints.sqlite import SqliteCheckpoints
 from agent_runner.adapters.models.script import ScriptLibrary
 from agent_runner.adapters.sandbox.local import LocalProvider
 from agent_runner.errors import FencedError, LimitReachedError, ModelError, ModelUnavailableError
@@ -32,8 +33,9 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     try:
         sandbox = await provider.ensure(SandboxSpec(session_id="ses-1"))
         (tmp_path / "scripts").mkdir()
-        factory = ENGINES[request.param](MemoryCheckpoints())
-        yield Bench(factory, sandbox, tmp_path / "scripts", ScriptLibrary())
+        async with SqliteCheckpoints(tmp_path / "checkpoints.db") as checkpoints:
+            factory = ENGINES[request.param](checkpoints)
+            yield Bench(factory, sandbox, tmp_path / "scripts", ScriptLibrary())
     finally:
         await provider.delete("ses-1")
         await provider.aclose()
@@ -86,6 +88,15 @@ turns:
         [("1", "a")],
     ]
     assert [t.status for t in journal.status.todos.values()] == [TODO_COMPLETED]
+
+
+async def test_todos_written_twice_at_once_are_refused(bench: Bench) -> None:
+    call = "{name: write_todos, args: {todos: [{content: a, status: pending}]}}"
+    journal = await bench.run(f"turns: [{{steps: [{{calls: [{call}, {call}]}}, {{calls: [{call}]}}, done]}}]")
+    calls = journal.status.tool_calls
+    assert [c.status for c in calls] == [TOOL_CALL_FAILED, TOOL_CALL_FAILED, TOOL_CALL_COMPLETED]
+    assert "only once" in calls[0].error
+    assert len(journal.status.todos) == 1
 
 
 async def test_file_tools_work_in_the_sandbox(bench: Bench) -> None:

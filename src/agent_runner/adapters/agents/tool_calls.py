@@ -40,6 +40,11 @@ INTERRUPTED = (
     "Look at the state of things before you call it again."
 )
 
+TODOS_TWICE = (
+    "Error: write_todos replaces the whole list, so it can be called only once in a message. Nothing was "
+    "changed. Call it again with the whole list."
+)
+
 # What ends the turn, even out of a tool: everything else is for the model to read.
 _ENDS_THE_TURN = (GraphBubbleUp, FencedError, LimitReachedError, ModelError, UnavailableError)
 
@@ -95,7 +100,7 @@ class ToolCalls(AgentMiddleware[Any, Any, Any]):
         running = _Running(call["id"] or "", call["name"], _sub_agent.get(), request.runtime.stream_writer)
         # The message that asks for the call is logged before the call.
         await _all_handed_on(running)
-        asking = _asking_message(request)
+        asking = str(getattr(_asking_message(request), "id", None) or "")
         await self._journal.begin(
             started_call(running.call_id, running.name, call["args"], asking, running.sub_agent_id)
         )
@@ -118,6 +123,8 @@ class ToolCalls(AgentMiddleware[Any, Any, Any]):
 
 
 async def _ran(request: ToolCallRequest, handler: Handler) -> Result:
+    if request.tool_call["name"] in STATE_ONLY_TOOLS and _asked_twice(request):
+        return _error(request, TODOS_TWICE)
     try:
         return await handler(request)
     except _ENDS_THE_TURN:
@@ -158,15 +165,20 @@ def _may_run_again(request: ToolCallRequest) -> bool:
     return bool((request.tool.metadata or {}).get("readOnlyHint"))
 
 
-def _asking_message(request: ToolCallRequest) -> str:
-    """Id of the message that asks for the call."""
+def _asking_message(request: ToolCallRequest) -> Any:
+    """The message that asks for the call; None when the state does not have it."""
     state = request.state
     messages = state.get("messages", []) if isinstance(state, dict) else getattr(state, "messages", [])
     for message in reversed(messages):
-        for call in getattr(message, "tool_calls", ()):
-            if call["id"] == request.tool_call["id"]:
-                return str(message.id)
-    return ""
+        if any(call["id"] == request.tool_call["id"] for call in getattr(message, "tool_calls", ())):
+            return message
+    return None
+
+
+def _asked_twice(request: ToolCallRequest) -> bool:
+    """Whether its message asks for the same tool more than once."""
+    calls = getattr(_asking_message(request), "tool_calls", ())
+    return len([call for call in calls if call["name"] == request.tool_call["name"]]) > 1
 
 
 def _message_of(result: Result, call_id: str) -> ToolMessage | None:

@@ -16,11 +16,22 @@ from agent_runner.adapters.agents.deepagents.session import DeepAgentSession
 from agent_runner.adapters.agents.limits import LimitCounter
 from agent_runner.adapters.agents.model_calls import ModelCalls, RetryPolicy
 from agent_runner.adapters.agents.tool_calls import ToolCalls, report_output
+from agent_runner.adapters.agents.tracing import trace_without_threads
 from agent_runner.adapters.sandbox.deepagents_backend import SandboxBackend
 from agent_runner.ports.agents import AgentSession, AgentSpecification, Checkpoints, ToolJournal
 from agent_runner.ports.sandboxes import OnOutput, Sandbox
 
 MakeBackend = Callable[[Sandbox, OnOutput], Any]
+
+
+class _Todos(TodoListMiddleware[Any]):
+    """Todos without the step after each model call, which costs a checkpoint each time.
+
+    It looks for parallel calls of `write_todos`; `ToolCalls` refuses those.
+    """
+
+    after_model = AgentMiddleware.after_model
+    aafter_model = AgentMiddleware.aafter_model
 
 
 class DeepAgentsFactory:
@@ -41,6 +52,7 @@ class DeepAgentsFactory:
         self._checkpoints = checkpoints
         self._recursion_limit = recursion_limit
         self._retries = retries
+        trace_without_threads()
 
     @property
     def engine(self) -> str:
@@ -71,7 +83,7 @@ class DeepAgentsFactory:
             model=specification.model.chat,
             tools=list(specification.tools),
             system_prompt=specification.instructions,
-            middleware=[TodoListMiddleware(), *guards],
+            middleware=[_Todos(), *guards],
             subagents=_sub_agents(specification, guards),
             backend=backend,
             checkpointer=self._checkpoints.saver,
