@@ -108,9 +108,7 @@ async def test_a_push_stores_the_bytes_once_and_tells_the_version(skills: Skills
     assert made.status.file_count == 2
     assert made.spec.skill_md == text(1).decode()
     assert (made.spec.tag, pushed.new_version) == ("v1", True)
-    assert pushed.warnings == (
-        "The front matter calls the skill 'pdf-tools', but it is pushed as 'PDF tools'.",
-    )
+    assert pushed.warnings == ()
     assert await skills.service.get(made.metadata.id) == made
     assert skills.stored_files() == [made.status.artifact_storage_key]
     assert b"".join([c async for c in skills.service.artifact(made.status.artifact_storage_key)]) == data
