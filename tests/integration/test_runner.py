@@ -101,7 +101,7 @@ async def test_a_cancel_keeps_what_was_said(world: Stack) -> None:
     assert status.phase == EXECUTION_CANCELLED
     assert "word word" in status.messages[-1].content and not status.messages[-1].streaming
     # As failed where the runner heard of it from the control plane before Temporal told it.
-    with pytest.raises(Exception, match="Workflow execution (cancelled|failed)"):
+    with pytest.raises(Exception, match=r"Workflow execution (cancelled|failed)"):
         await world.handle(created).result()
 
 

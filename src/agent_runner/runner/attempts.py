@@ -7,19 +7,20 @@ import contextlib
 import os
 import platform
 from collections.abc import AsyncIterator, Awaitable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import structlog
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from agent_runner.domain.masking import Masker
+from agent_runner.domain.masking import LiveSecrets, Masker
 from agent_runner.domain.status import is_terminal
 from agent_runner.errors import (
     AgentRunnerError,
     FailedPreconditionError,
     LimitReachedError,
+    NotFoundError,
     UnavailableError,
 )
 from agent_runner.ports.agents import AgentFactory, AgentSession, AgentSpecification, DrainedError, Turn
@@ -28,7 +29,7 @@ from agent_runner.ports.resource_readers import ResourceReader
 from agent_runner.ports.sandboxes import Sandbox, SandboxProvider, SandboxSpec
 from agent_runner.ports.status_sinks import AttemptOf, Grant, StatusSink, StatusSinks
 from agent_runner.runner import turns
-from agent_runner.runner.failures import as_failure, drained, short
+from agent_runner.runner.failures import as_failure, drained, final, short
 from agent_runner.runner.payloads import EXECUTION_CANCELLED, EXECUTION_FAILED
 from agent_runner.runner.reporting import MaskedReport
 from agent_runner.runner.results import summary
@@ -76,6 +77,7 @@ class Parts:
 
     Attributes:
         skills: None on a worker that cannot bring skills to its sandboxes.
+        secrets: learns what this process must keep out of its logs.
     """
 
     sinks: StatusSinks
@@ -84,6 +86,7 @@ class Parts:
     models: ModelResolver
     agents: AgentFactory
     skills: SkillLoader | None = None
+    secrets: LiveSecrets = field(default_factory=LiveSecrets)
 
 
 def worker_name() -> str:
@@ -101,6 +104,7 @@ class Attempt:
         self._execution_id = argument.metadata.id
         self._info = activity.info()
         self._masker = Masker(())
+        self._secrets = contextlib.ExitStack()
 
     async def run(self) -> AgentExecutionStatus:
         """Run it to its end.
@@ -113,11 +117,22 @@ class Attempt:
             asyncio.CancelledError: it was cancelled, and CANCELLED is stored if it could be.
         """
         try:
+            with self._secrets:
+                return await self._take_and_run()
+        except asyncio.CancelledError:
+            details = activity.cancellation_details()
+            if details is not None and details.worker_shutdown:
+                raise drained("The worker was stopped") from None
+            raise
+
+    async def _take_and_run(self) -> AgentExecutionStatus:
+        try:
             sink, grant = await self._take()
         except FailedPreconditionError:
             return await self._ended_before()
         except AgentRunnerError as error:
-            raise as_failure(error) from error
+            log.warning("execution not taken", execution_id=self._execution_id, reason=str(error))
+            raise as_failure(error) from None
         try:
             return await self._run_and_report(sink, grant)
         finally:
@@ -149,12 +164,12 @@ class Attempt:
         try:
             execution = await self._parts.reader.execution(self._execution_id)
         except AgentRunnerError as error:
-            raise as_failure(error) from error
+            raise as_failure(error) from None
         status = execution.status
         if status.phase == COMPLETED:
             return summary(status)
         kind = EXECUTION_CANCELLED if status.phase == CANCELLED else EXECUTION_FAILED
-        raise ApplicationError(short(status.error), type=kind, non_retryable=True)
+        raise final(status.error, kind)
 
     async def _run_and_report(self, sink: StatusSink, grant: Grant) -> AgentExecutionStatus:
         spec = self._spec(grant.execution)
@@ -168,13 +183,15 @@ class Attempt:
             raise
         finally:
             stop.cancel()
-            if not turn.done():
+            stopped = not turn.done()
+            if stopped:
                 await _end(turn)
-        if _failed(stop):
-            raise _as_lost(stop.exception()) from stop.exception()
-        if turn.cancelled():
+        error = None if not turn.done() or turn.cancelled() else turn.exception()
+        if stop.done() and not stop.cancelled() and (lost := stop.exception()) is not None:
+            raise self._as_lost(lost) from None
+        if stopped and (error is not None or not turn.done() or turn.cancelled()):
             return await self._on_stop(sink)
-        return await self._on_end(sink, turn.exception())
+        return await self._on_end(sink, error)
 
     def _spec(self, stored: AgentExecution) -> AgentExecutionSpec:
         """The stored one, which has all fields; the argument's where a foreign server has less there."""
@@ -194,6 +211,7 @@ class Attempt:
         self._greet(sink, spec, before)
         plan = await turns.plan(self._parts.reader, spec)
         self._masker = Masker(plan.environment.secrets.values())
+        self._secrets.enter_context(self._parts.secrets.hold(self._masker))
         limits = turns.limits(spec, plan.agent)
         turn = Turn(self._execution_id, self._thread_id, spec.message)
         report = MaskedReport(sink, self._masker)
@@ -286,28 +304,27 @@ class Attempt:
             return summary(sink.status)
         if isinstance(error, DrainedError):
             await _within(_LAST_WORDS, sink.flush())
-            raise drained(str(error)) from error
+            log.info("execution handed over", execution_id=self._execution_id)
+            raise drained(str(error)) from None
         if isinstance(error, AgentRunnerError):
             if error.retryable and not self._is_last():
                 await self._warn_of_retry(sink, error)
-                raise as_failure(error) from error
+                raise as_failure(error, text=self._text(error)) from None
             log.warning("execution failed", execution_id=self._execution_id, error=self._text(error))
         else:
             log.error("execution failed unexpectedly", execution_id=self._execution_id, exc_info=error)
         await self._finish(sink, FAILED, self._text(error))
-        raise ApplicationError(self._text(error), type=type(error).__name__, non_retryable=True) from error
+        raise final(self._text(error), type(error).__name__) from None
 
     async def _on_stop(self, sink: StatusSink) -> AgentExecutionStatus:
         """The turn was ended from here: a cancel came by the control plane, or time is up."""
         if sink.cancel_requested:
             await self._finish(sink, CANCELLED, "The execution was cancelled.")
-            raise ApplicationError(
-                "The execution was cancelled.", type=EXECUTION_CANCELLED, non_retryable=True
-            )
+            raise final("The execution was cancelled.", EXECUTION_CANCELLED)
         limit = self._info.start_to_close_timeout
         text = f"The execution took longer than the {limit} one attempt may take."
         await self._finish(sink, FAILED, text)
-        raise ApplicationError(text, type=EXECUTION_FAILED, non_retryable=True)
+        raise final(text, EXECUTION_FAILED)
 
     async def _on_cancel(self, sink: StatusSink) -> None:
         """Temporal ended the activity; what follows depends on why. Returns to pass the cancel on."""
@@ -317,7 +334,6 @@ class Attempt:
             log.info("execution cancelled", execution_id=self._execution_id)
         elif details is not None and details.worker_shutdown:
             await _within(_LAST_WORDS, sink.flush())
-            raise drained("The worker was stopped")
         # Otherwise Temporal has given the execution to somebody else, or ended it: nothing is ours to say.
 
     async def _finish(self, sink: StatusSink, phase: ExecutionPhase.ValueType, error: str = "") -> None:
@@ -327,7 +343,7 @@ class Attempt:
         try:
             await sink.flush()
         except AgentRunnerError as lost:
-            raise _as_lost(lost) from lost
+            raise self._as_lost(lost) from None
 
     async def _warn_of_retry(self, sink: StatusSink, error: AgentRunnerError) -> None:
         text = f"Attempt {self._info.attempt} stopped and is tried again: {self._text(error)}"
@@ -338,6 +354,12 @@ class Attempt:
         """Whether Temporal will not try again; a foreign workflow gives one attempt."""
         policy = self._info.retry_policy
         return policy is not None and 0 < policy.maximum_attempts <= self._info.attempt
+
+    def _as_lost(self, error: BaseException | None) -> ApplicationError:
+        """Reporting is impossible: fenced off, ended or deleted. Temporal decides who goes on, if anybody."""
+        assert isinstance(error, AgentRunnerError)
+        log.warning("execution lost", execution_id=self._execution_id, reason=str(error))
+        return as_failure(error, retryable=not isinstance(error, NotFoundError))
 
     def _text(self, error: BaseException) -> str:
         text = str(error) if isinstance(error, AgentRunnerError) else f"{type(error).__name__}: {error}"
@@ -374,14 +396,3 @@ async def _within(limit: timedelta, work: Awaitable[None]) -> None:
             await work
     except (TimeoutError, AgentRunnerError, ApplicationError) as error:
         log.warning("last words were not taken", reason=str(error))
-
-
-def _failed(stop: asyncio.Task[None]) -> bool:
-    return stop.done() and not stop.cancelled() and stop.exception() is not None
-
-
-def _as_lost(error: BaseException | None) -> ApplicationError:
-    """Reporting is impossible: fenced off, ended or deleted. Temporal decides who goes on, if anybody."""
-    assert isinstance(error, AgentRunnerError)
-    gone = type(error).__name__ == "NotFoundError"
-    return as_failure(error, retryable=not gone)

@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
-from temporalio.exceptions import ApplicationError
+import structlog
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from agent_runner.errors import AgentRunnerError
+
+log = structlog.get_logger(__name__)
 
 DRAINED = "Drained"
 _MOST_TEXT = 2000
@@ -19,16 +22,37 @@ def short(text: str, most: int = _MOST_TEXT) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def as_failure(error: AgentRunnerError, *, retryable: bool | None = None) -> ApplicationError:
-    """The error as Temporal takes it; its type is the name of ours."""
+def final(text: str, kind: str) -> ApplicationError:
+    """A failure nobody is to try again, and which was logged where it came up."""
+    return ApplicationError(
+        short(text), type=kind, non_retryable=True, category=ApplicationErrorCategory.BENIGN
+    )
+
+
+def as_failure(
+    error: AgentRunnerError, *, retryable: bool | None = None, text: str | None = None
+) -> ApplicationError:
+    """The error as Temporal takes it; its type is the name of ours.
+
+    To be raised `from None`: a cause would be written into history as well, stack and all, and it may
+    hold what `text` leaves out.
+    """
     again = error.retryable if retryable is None else retryable
-    return ApplicationError(short(str(error)), type=type(error).__name__, non_retryable=not again)
+    return ApplicationError(
+        short(str(error) if text is None else text),
+        type=type(error).__name__,
+        non_retryable=not again,
+        category=ApplicationErrorCategory.BENIGN,
+    )
 
 
 def drained(reason: str) -> ApplicationError:
     """Another worker is to go on at once."""
     return ApplicationError(
-        f"{reason}; another worker goes on.", type=DRAINED, next_retry_delay=timedelta(milliseconds=100)
+        f"{reason}; another worker goes on.",
+        type=DRAINED,
+        next_retry_delay=timedelta(milliseconds=100),
+        category=ApplicationErrorCategory.BENIGN,
     )
 
 
@@ -38,4 +62,5 @@ def retry_contract() -> Iterator[None]:
     try:
         yield
     except AgentRunnerError as error:
-        raise as_failure(error) from error
+        log.info("activity failed", error=str(error), retryable=error.retryable)
+        raise as_failure(error) from None

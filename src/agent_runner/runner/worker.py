@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib.metadata import version
 
 import structlog
 from temporalio.client import Client
@@ -22,6 +23,8 @@ from agent_runner.runner.workflows import InvokeAgentExecution
 log = structlog.get_logger(__name__)
 
 _HEARTBEAT_THROTTLE = timedelta(seconds=1)
+# Left to itself the SDK reads and hashes the code of every loaded module, which takes a second.
+_BUILD_ID = f"agent-runner-{version('agent-runner-platform')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,7 @@ class ControlPlaneWorker(_Served):
         worker = Worker(
             client,
             task_queue=task_queue,
+            build_id=_BUILD_ID,
             workflows=[InvokeAgentExecution],
             activities=[ensure_thread, activities.update_status, activities.complete],
             # The import contract keeps the workflow pure; the sandbox would cost two thirds on top.
@@ -104,6 +108,7 @@ class RunnerWorker(_Served):
         worker = Worker(
             client,
             task_queue=chosen.task_queue,
+            build_id=_BUILD_ID,
             activities=[
                 ensure_thread,
                 ExecutionActivities(parts).execute,

@@ -223,7 +223,9 @@ class NativeSink:
                 fault_since, reason = fault_since or self._loop.time(), str(error)
                 if self._loop.time() - fault_since > _SERVER_FAULT_PATIENCE.total_seconds():
                     raise
-            log.warning("report not taken, trying again", execution_id=self._execution_id, reason=reason)
+            # Once per outage is enough for people.
+            tell = log.warning if pause == _FIRST_PAUSE else log.debug
+            tell("report not taken, trying again", execution_id=self._execution_id, reason=reason)
             await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 (spreads retries, no secret)
             pause = min(pause * 2, _LONGEST_PAUSE)
 

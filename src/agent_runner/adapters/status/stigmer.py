@@ -81,6 +81,7 @@ class StigmerSink:
         status.CopyFrom(grant.execution.status)
         self._fold = StatusFold(status)
         self._emitted = self._sent = 0
+        self._refused = False
         self._gone: AgentRunnerError | None = None
         self._stop = asyncio.Event()
         self._due = asyncio.Event()
@@ -151,7 +152,11 @@ class StigmerSink:
                 self._stop.set()
                 return False
             except AgentRunnerError as error:
-                log.warning("status not taken", execution_id=self._execution_id, reason=str(error))
+                # Once per outage is enough for people.
+                tell = log.debug if self._refused else log.warning
+                tell("status not taken", execution_id=self._execution_id, reason=str(error))
+                self._refused = True
                 return False
+            self._refused = False
             self._sent = max(self._sent, included)
             return True

@@ -117,4 +117,4 @@ def _decoded(token: str) -> bytes:
     try:
         return base64.b64decode(token, validate=True)
     except binascii.Error as error:
-        raise ApplicationError("CallbackToken is not base64.", non_retryable=True) from error
+        raise _failure("CallbackToken is not base64.", "InvalidRequestError") from error

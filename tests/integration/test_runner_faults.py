@@ -1,0 +1,190 @@
+"""What happens to an execution when a process it needs dies, stops or cannot be reached."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from integration.fakes.runner_stack import Stack, stack
+
+from agent_runner.adapters.workflows.temporal import StarterSettings
+from agent_runner.runner.worker import WorkerSettings
+from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
+from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
+    EXECUTION_CANCELLED,
+    EXECUTION_COMPLETED,
+    EXECUTION_FAILED,
+    MESSAGE_HUMAN,
+    TOOL_CALL_COMPLETED,
+    TOOL_CALL_FAILED,
+)
+
+EFFECTS = """
+turns:
+  - steps:
+      - text: First.
+        calls: [{name: execute, args: {command: "echo first >> effects"}}]
+      - text: Second.
+        calls: [{name: execute, args: {command: "echo second >> effects; echo under way; sleep %s"}}]
+      - text: Third.
+        calls: [{name: execute, args: {command: "cat effects"}}]
+      - text: Done.
+"""
+TALK = "turns: [{steps: [{text: '" + "word " * 300 + "', delay_ms: 10, chunk_tokens: 1}]}]"
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[Stack]:
+    async with stack(tmp_path, StarterSettings(heartbeat_timeout=timedelta(seconds=2))) as made:
+        yield made
+
+
+async def no_workflow_left(world: Stack, execution: AgentExecution) -> None:
+    async with asyncio.timeout(20):
+        while await world.server.services.workflows.running(execution.metadata.id):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+async def test_a_killed_worker_is_taken_over_and_nothing_with_effects_runs_twice(world: Stack) -> None:
+    first = await world.spawn_worker()
+    created = await world.create(await world.agent(EFFECTS % 30))
+    await world.seen(created, "under way\\n")
+    first.kill()
+    await first.wait()
+    began = asyncio.get_running_loop().time()
+    await world.run_worker()
+
+    status = (await world.ended(created)).status
+
+    print(f"killed to ended elsewhere: {asyncio.get_running_loop().time() - began:.1f} s")
+    assert status.phase == EXECUTION_COMPLETED, status.error
+    assert status.run.attempt >= 2
+    assert [m.content for m in status.messages][-4:] == ["First.", "Second.", "Third.", "Done."]
+    assert [m.type for m in status.messages].count(MESSAGE_HUMAN) == 1
+    calls = status.tool_calls
+    assert [c.status for c in calls] == [TOOL_CALL_COMPLETED, TOOL_CALL_FAILED, TOOL_CALL_COMPLETED]
+    assert calls[2].result.split()[:2] == ["first", "second"]
+    assert calls[2].result.count("first") == 1
+
+
+async def test_a_stopping_worker_hands_over_at_the_next_step(world: Stack) -> None:
+    first = await world.spawn_worker()
+    created = await world.create(await world.agent(EFFECTS % 1))
+    await world.seen(created, "under way\\n")
+    first.send_signal(signal.SIGTERM)
+    await world.run_worker()
+
+    status = (await world.ended(created)).status
+
+    assert status.phase == EXECUTION_COMPLETED, status.error
+    assert status.run.attempt == 2
+    assert [c.status for c in status.tool_calls] == [TOOL_CALL_COMPLETED] * 3
+    assert status.tool_calls[2].result.split()[:2] == ["first", "second"]
+    assert [m.content for m in status.messages][1:] == ["First.", "Second.", "Third.", "Done."]
+    async with asyncio.timeout(10):
+        assert await first.wait() == 0
+
+
+async def test_a_worker_that_must_stop_now_leaves_the_turn_to_another(world: Stack) -> None:
+    worker = await world.run_worker(WorkerSettings(grace=timedelta(milliseconds=200)))
+    created = await world.create(await world.agent(TALK))
+    await world.seen(created, "word word")
+    await worker.stop()
+    assert (await world.get(created)).status.phase != EXECUTION_CANCELLED
+    await world.run_worker()
+
+    status = (await world.ended(created)).status
+
+    assert status.phase == EXECUTION_COMPLETED, status.error
+    assert [m.content for m in status.messages] == ["hello", "word " * 300]
+
+
+async def test_events_of_an_outage_of_the_control_plane_arrive_later(world: Stack) -> None:
+    await world.run_worker()
+    created = await world.create(await world.agent(TALK))
+    await world.seen(created, "word word")
+    await world.server.stop()
+    await asyncio.sleep(4)  # the agent has spoken to its end by then
+    assert (await world.get(created)).status.phase not in (EXECUTION_COMPLETED, EXECUTION_FAILED)
+    await world.server.start()
+
+    status = (await world.ended(created)).status
+
+    assert status.phase == EXECUTION_COMPLETED, status.error
+    assert [m.content for m in status.messages] == ["hello", "word " * 300]
+    assert status.run.attempt == 1
+
+
+async def test_an_execution_waits_for_a_control_plane_that_is_away(world: Stack) -> None:
+    created = await world.create(await world.agent("turns: [{steps: [hello back]}]"))
+    await world.server.stop()
+    await world.run_worker()
+    await asyncio.sleep(1)
+    await world.server.start()
+
+    status = (await world.ended(created)).status
+
+    assert status.phase == EXECUTION_COMPLETED, status.error
+    assert status.messages[-1].content == "hello back"
+
+
+async def test_a_killed_temporal_comes_back_and_the_run_goes_on(world: Stack) -> None:
+    await world.run_worker()
+    created = await world.create(await world.agent(TALK))
+    await world.seen(created, "word word")
+    assert world.temporal.pid is not None
+    os.kill(world.temporal.pid, signal.SIGKILL)
+
+    status = (await world.ended(created)).status
+
+    assert status.phase == EXECUTION_COMPLETED, status.error
+    assert [m.content for m in status.messages] == ["hello", "word " * 300]
+    await no_workflow_left(world, created)
+
+
+async def test_a_cancel_is_stored_when_the_worker_is_gone(world: Stack) -> None:
+    worker = await world.spawn_worker()
+    created = await world.create(await world.agent(EFFECTS % 60))
+    await world.seen(created, "under way\\n")
+    worker.kill()
+    await worker.wait()
+
+    await world.server.services.executions.cancel(created.metadata.id, "enough")
+
+    status = (await world.ended(created)).status
+    assert status.phase == EXECUTION_CANCELLED
+    assert status.tool_calls[1].error
+    await no_workflow_left(world, created)
+
+
+async def test_a_worker_that_dies_again_and_again_ends_as_failed(tmp_path: Path) -> None:
+    settings = StarterSettings(heartbeat_timeout=timedelta(seconds=1), max_attempts=1)
+    async with stack(tmp_path, settings) as world:
+        worker = await world.spawn_worker()
+        created = await world.create(await world.agent(EFFECTS % 60))
+        await world.seen(created, "under way\\n")
+        worker.kill()
+        await worker.wait()
+
+        status = (await world.ended(created)).status
+
+    assert status.phase == EXECUTION_FAILED
+    assert "stopped answering" in status.error and status.completed_at
+    assert [m.content for m in status.messages] == ["hello", "First.", "Second."]
+
+
+async def test_an_attempt_that_takes_too_long_ends_as_failed(tmp_path: Path) -> None:
+    async with stack(tmp_path, StarterSettings(execution_timeout=timedelta(seconds=2))) as world:
+        await world.run_worker()
+        created = await world.create(await world.agent(TALK))
+
+        status = (await world.ended(created)).status
+
+    assert status.phase == EXECUTION_FAILED
+    assert "longer than" in status.error
+    assert "word word" in status.messages[-1].content
