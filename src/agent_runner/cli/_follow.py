@@ -52,12 +52,13 @@ def progress_for(output: str, *, events_are_data: bool) -> Progress:
         return JsonLines(sys.stdout)
     if output == "json" and not sys.stderr.isatty():
         return Quiet()
+    without_answer = output == "text" and not events_are_data
     stream = sys.stdout if events_are_data and output == "text" else sys.stderr
     if stream.isatty() and not os.environ.get("CI") and os.environ.get("TERM") != "dumb":
         from agent_runner.cli._live import LiveView
 
-        return LiveView(stream)
-    return PlainLines(stream)
+        return LiveView(stream, without_answer=without_answer)
+    return PlainLines(stream, without_answer=without_answer)
 
 
 async def follow(
@@ -185,11 +186,12 @@ def conclude(followed: Followed, output: str, *, answer: bool) -> int:
         from agent_runner.cli._output import to_dict
 
         write(to_json(to_dict(execution)))
-    elif output == "text" and answer:
+    completed = execution.status.phase == EXECUTION_COMPLETED
+    if output == "text" and answer and completed:
         _print_answer(execution)
     if followed.cancelled:
         return _errors.INTERRUPTED
-    return _errors.OK if execution.status.phase == EXECUTION_COMPLETED else _errors.FAILED
+    return _errors.OK if completed else _errors.FAILED
 
 
 def _print_answer(execution: AgentExecution) -> None:

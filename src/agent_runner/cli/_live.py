@@ -15,7 +15,7 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from agent_runner.cli._output import clean, one_line, styled
-from agent_runner.cli._progress import EventLines, arguments_line, todo_line
+from agent_runner.cli._progress import EventLines, Line, arguments_line, todo_line
 from agent_runner.client.executions import phase_name
 from agent_runner.v1.events_pb2 import ExecutionEvent
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecutionStatus
@@ -44,10 +44,14 @@ _TEXT_LINES = 12
 
 
 class LiveView:
-    """Shows events on a terminal, at most eight times a second."""
+    """Shows events on a terminal, at most eight times a second.
 
-    def __init__(self, stream: IO[str]) -> None:
-        self._lines = EventLines()
+    Args:
+        without_answer: leave out the answer, which is printed elsewhere.
+    """
+
+    def __init__(self, stream: IO[str], *, without_answer: bool = False) -> None:
+        self._lines = EventLines(without_answer=without_answer)
         self._began = time.monotonic()
         self._console = Console(
             file=stream, highlight=False, markup=False, no_color=not styled(stream), soft_wrap=False
@@ -63,7 +67,10 @@ class LiveView:
         return self._lines.status
 
     def show(self, event: ExecutionEvent) -> None:
-        for label, text in self._lines.of(event):
+        self._print(self._lines.of(event))
+
+    def _print(self, lines: list[Line]) -> None:
+        for label, text in lines:
             if label == "message":
                 self._console.print(Text(text))
             elif label not in _NOT_KEPT:
@@ -73,6 +80,7 @@ class LiveView:
         self._console.print(Text(clean(text), style="yellow"))
 
     def close(self) -> None:
+        self._print(self._lines.rest())
         self._live.stop()
 
     def _region(self) -> RenderableType:
@@ -92,11 +100,9 @@ class LiveView:
         return f"{time.monotonic() - self._began:.0f} s"
 
     def _streaming(self, status: AgentExecutionStatus) -> list[RenderableType]:
-        for message in reversed(status.messages):
-            if message.streaming and message.content:
-                lines = clean(message.content).splitlines()[-_TEXT_LINES:]
-                return [Text("\n".join(lines))]
-        return []
+        said = (clean(m.content) for m in reversed(status.messages) if m.streaming and m.content)
+        text = next(said, self._lines.held_text)
+        return [Text("\n".join(text.splitlines()[-_TEXT_LINES:]))] if text else []
 
     def _todos(self, status: AgentExecutionStatus) -> list[RenderableType]:
         styles = {TODO_COMPLETED: "dim", TODO_IN_PROGRESS: "bold"}

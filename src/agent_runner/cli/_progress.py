@@ -20,6 +20,7 @@ from agent_runner.domain.status import StatusFold, is_terminal
 from agent_runner.v1.events_pb2 import ExecutionEvent
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecutionStatus, TodoItem
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
+    EXECUTION_COMPLETED,
     EXECUTION_FAILED,
     MESSAGE_AI,
     TODO_CANCELLED,
@@ -27,6 +28,10 @@ from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
     TODO_IN_PROGRESS,
 )
 
+Line = tuple[str, str]
+"""A label and a text."""
+
+_TODO_TOOL = "write_todos"  # its effect is shown as todos, so the call is not shown beside them
 TODO_MARKS = {TODO_COMPLETED: "[x]", TODO_IN_PROGRESS: "[>]", TODO_CANCELLED: "[-]"}
 
 
@@ -95,38 +100,51 @@ class Quiet:
 
 
 class PlainLines:
-    """A line per event, flushed, for pipes and logs; text comes when a message is whole."""
+    """A line per event, flushed, for pipes and logs; text comes when a message is whole.
 
-    def __init__(self, stream: IO[str]) -> None:
+    Args:
+        without_answer: leave out the answer, which is printed elsewhere.
+    """
+
+    def __init__(self, stream: IO[str], *, without_answer: bool = False) -> None:
         self._stream = stream
-        self._lines = EventLines()
+        self._lines = EventLines(without_answer=without_answer)
 
     @property
     def status(self) -> AgentExecutionStatus:
         return self._lines.status
 
     def show(self, event: ExecutionEvent) -> None:
-        for label, text in self._lines.of(event):
-            for line in text.splitlines() or [""]:
-                self._stream.write(f"{_clock(event.time)} {label:<8} {line}\n")
-        self._stream.flush()
+        self._write(_clock(event.time), self._lines.of(event))
 
     def say(self, text: str) -> None:
         sys.stderr.write(f"{text}\n")
 
     def close(self) -> None:
-        pass
+        self._write("--:--:--", self._lines.rest())
+
+    def _write(self, clock: str, lines: list[Line]) -> None:
+        for label, text in lines:
+            for line in text.splitlines() or [""]:
+                self._stream.write(f"{clock} {label:<8} {line}\n")
+        self._stream.flush()
 
 
 class EventLines:
-    """Turns an event into (label, text) pairs, none for those too small to show."""
+    """Turns an event into (label, text) pairs, none for those too small to show.
 
-    def __init__(self) -> None:
+    Args:
+        without_answer: leave out the message after which the execution completes. To know which one that
+            is, each message is held back until something else happens.
+    """
+
+    def __init__(self, *, without_answer: bool = False) -> None:
+        self._without_answer = without_answer
+        self._held: list[Line] = []
         self._fold = StatusFold()
-        self._makers: dict[str, Callable[[ExecutionEvent], Iterator[tuple[str, str]]]] = {
+        self._makers: dict[str, Callable[[ExecutionEvent], Iterator[Line]]] = {
             "phase_changed": self._phase,
             "attempt_started": self._attempt,
-            "message_started": self._message_started,
             "message_completed": self._message,
             "tool_call_started": self._tool_started,
             "tool_call_completed": self._tool_completed,
@@ -145,9 +163,33 @@ class EventLines:
     def status(self) -> AgentExecutionStatus:
         return self._fold.status
 
-    def of(self, event: ExecutionEvent) -> list[tuple[str, str]]:
+    @property
+    def held_text(self) -> str:
+        """The message that is held back; empty when there is none."""
+        return "\n".join(text for _, text in self._held)
+
+    def of(self, event: ExecutionEvent) -> list[Line]:
         """Apply the event and tell it; text is clean and may have several lines."""
+        unfinished = self._unfinished() if event.WhichOneof("event") == "phase_changed" else ""
         self._fold.apply(event)
+        lines = self._told(event)
+        if not lines:
+            return []
+        if self._without_answer and lines[0][0] == "message" and not event.sub_agent_id:
+            held, self._held = self._held, lines
+            return held
+        if event.phase_changed.phase == EXECUTION_COMPLETED:
+            self._held = []
+        elif unfinished and is_terminal(event.phase_changed.phase):
+            lines.insert(0, ("message", f"{clean(unfinished)} …"))
+        return [*self.rest(), *lines]
+
+    def rest(self) -> list[Line]:
+        """What is held back, to be shown when nothing more comes."""
+        held, self._held = self._held, []
+        return held
+
+    def _told(self, event: ExecutionEvent) -> list[Line]:
         maker = self._makers.get(event.WhichOneof("event") or "")
         if maker is None:
             return []
@@ -155,13 +197,17 @@ class EventLines:
         prefix = f"{of_whom}: " if of_whom else ""
         return [(label, prefix + clean(text)) for label, text in maker(event)]
 
+    def _unfinished(self) -> str:
+        """What the agent was saying; a run that fails or is cancelled keeps it."""
+        return next((m.content.strip() for m in reversed(self._fold.status.messages) if m.streaming), "")
+
     def _sub_agent_name(self, sub_agent_id: str) -> str:
         if not sub_agent_id:
             return ""
         known = (s.name for s in self._fold.status.sub_agent_executions if s.id == sub_agent_id)
         return next(known, sub_agent_id)
 
-    def _phase(self, event: ExecutionEvent) -> Iterator[tuple[str, str]]:
+    def _phase(self, event: ExecutionEvent) -> Iterator[Line]:
         change = event.phase_changed
         name = phase_name(change.phase)
         if not is_terminal(change.phase):
@@ -171,29 +217,28 @@ class EventLines:
         if change.error:
             yield "error" if change.phase == EXECUTION_FAILED else "reason", change.error
 
-    def _attempt(self, event: ExecutionEvent) -> Iterator[tuple[str, str]]:
+    def _attempt(self, event: ExecutionEvent) -> Iterator[Line]:
         if event.attempt > 1:
             started = event.attempt_started
             yield "attempt", f"{event.attempt} on {started.worker}" + (" goes on" if started.resumed else "")
 
-    def _message_started(self, event: ExecutionEvent) -> Iterator[tuple[str, str]]:
-        return
-        yield
-
-    def _message(self, event: ExecutionEvent) -> Iterator[tuple[str, str]]:
+    def _message(self, event: ExecutionEvent) -> Iterator[Line]:
         message = find_message(self._fold.status, event.message_completed.message_id)
         if message is not None and message.type == MESSAGE_AI and message.content.strip():
             yield "message", message.content.strip()
 
-    def _tool_started(self, event: ExecutionEvent) -> Iterator[tuple[str, str]]:
+    def _tool_started(self, event: ExecutionEvent) -> Iterator[Line]:
         started = event.tool_call_started
-        yield "tool", f"{started.name} {arguments_line(started.args)}".rstrip()
+        if started.name != _TODO_TOOL:
+            yield "tool", f"{started.name} {arguments_line(started.args)}".rstrip()
 
-    def _tool_completed(self, event: ExecutionEvent) -> Iterator[tuple[str, str]]:
+    def _tool_completed(self, event: ExecutionEvent) -> Iterator[Line]:
         done = event.tool_call_completed
-        yield "done", f"{self._tool_name(done.tool_call_id)}{_result(done.result)}"
+        name = self._tool_name(done.tool_call_id)
+        if name != _TODO_TOOL:
+            yield "done", f"{name}{_result(done.result)}"
 
-    def _tool_failed(self, event: ExecutionEvent) -> Iterator[tuple[str, str]]:
+    def _tool_failed(self, event: ExecutionEvent) -> Iterator[Line]:
         failed = event.tool_call_failed
         yield "failed", f"{self._tool_name(failed.tool_call_id)}{_result(failed.error)}"
 
@@ -201,34 +246,34 @@ class EventLines:
         calls = (c.name for c in self._fold.status.tool_calls if c.id == tool_call_id)
         return next(calls, tool_call_id)
 
-    def _todos(self, event: ExecutionEvent) -> Iterator[tuple[str, str]]:
+    def _todos(self, event: ExecutionEvent) -> Iterator[Line]:
         for todo in event.todos_changed.todos:
             yield "todo", todo_line(todo)
 
-    def _sub_agent_started(self, event: ExecutionEvent) -> Iterator[tuple[str, str]]:
+    def _sub_agent_started(self, event: ExecutionEvent) -> Iterator[Line]:
         started = event.sub_agent_started
         yield "agent", f"{started.name} starts: {one_line(started.input, 120)}"
 
-    def _sub_agent_completed(self, event: ExecutionEvent) -> Iterator[tuple[str, str]]:
+    def _sub_agent_completed(self, event: ExecutionEvent) -> Iterator[Line]:
         done = event.sub_agent_completed
         name = self._sub_agent_name(done.id)
         yield "agent", f"{name} failed: {one_line(done.error, 200)}" if done.error else f"{name} is done"
 
-    def _approval_asked(self, event: ExecutionEvent) -> Iterator[tuple[str, str]]:
+    def _approval_asked(self, event: ExecutionEvent) -> Iterator[Line]:
         yield "approve", f"{event.approval_asked.approval_id}: {event.approval_asked.question}"
 
-    def _approval_resolved(self, event: ExecutionEvent) -> Iterator[tuple[str, str]]:
+    def _approval_resolved(self, event: ExecutionEvent) -> Iterator[Line]:
         resolved = event.approval_resolved
         yield "approve", f"{resolved.approval_id} {'approved' if resolved.approved else 'refused'}"
 
-    def _warning(self, event: ExecutionEvent) -> Iterator[tuple[str, str]]:
+    def _warning(self, event: ExecutionEvent) -> Iterator[Line]:
         yield "warning", event.warning_raised.text
 
-    def _described(self, event: ExecutionEvent) -> Iterator[tuple[str, str]]:
+    def _described(self, event: ExecutionEvent) -> Iterator[Line]:
         if event.run_described.model:
             yield "model", event.run_described.model
 
-    def _cancel_requested(self, event: ExecutionEvent) -> Iterator[tuple[str, str]]:
+    def _cancel_requested(self, event: ExecutionEvent) -> Iterator[Line]:
         yield "cancel", event.cancel_requested.reason or "asked for"
 
 

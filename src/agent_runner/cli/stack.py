@@ -137,7 +137,8 @@ def status_command(output: str) -> int:
         write(to_json({**facts, "reachable": problem is None}))
     else:
         for name, value in facts.items():
-            write(f"{name.replace('_', ' '):<20}{value}")
+            if value != "":
+                write(f"{name.replace('_', ' '):<20}{value}")
     if problem is not None:
         return _errors.report(problem)
     return _errors.OK

@@ -11,6 +11,7 @@ from agent_runner.cli.run import absolute_script, parse_variables
 from agent_runner.v1.events_pb2 import ExecutionEvent
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import TodoItem
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
+    EXECUTION_CANCELLED,
     EXECUTION_COMPLETED,
     EXECUTION_FAILED,
     MESSAGE_AI,
@@ -65,7 +66,6 @@ def test_the_answer_is_on_stdout_and_progress_on_stderr(command: Command, finish
         "todo     [x] Write it",
         "tool     write_file file_path=/workspace/x",
         "done     write_file: Updated",
-        "message  All done.",
         "phase    COMPLETED in 0.0 s",
     ]
     assert "execution aex-" in result.err
@@ -91,8 +91,19 @@ def test_a_failed_run_ends_with_1_and_says_why(command: Command, finished: Small
 
     result = command("run", "hello")
 
-    assert result.code == 1
+    assert (result.code, result.out) == (1, "")
+    assert "message  All done." in result.err
     assert "error    The model was away." in result.err
+
+
+def test_a_cancelled_run_keeps_what_was_being_said(command: Command, finished: SmallServer) -> None:
+    events = a_run(EXECUTION_CANCELLED, "enough")
+    finished.events = [*events[:6], events[7]]
+
+    result = command("run", "hello")
+
+    assert result.code == 1
+    assert "message  All …" in result.err
 
 
 def test_not_following_prints_the_id_alone(command: Command, finished: SmallServer) -> None:
