@@ -48,3 +48,29 @@ class KeepsProcesses(Protocol):
             InvalidRequestError: the program, a variable or the directory cannot be passed on.
         """
         ...
+
+
+@runtime_checkable
+class KeepsContainers(Protocol):
+    """A sandbox which can start containers beside its own."""
+
+    async def open_container(
+        self,
+        image: str,
+        args: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        volumes: Sequence[tuple[str, str, bool]] = (),
+        network: str = "",
+    ) -> SandboxProcess:
+        """Start a container and speak to its entry point; it is removed when it ends.
+
+        Args:
+            volumes: (path on the host, path inside, read only).
+            network: of the container engine; empty for none.
+
+        Raises:
+            SandboxUnavailableError: it could not be started.
+            SandboxRefusedError: a volume is of the host and may not be shown.
+        """
+        ...

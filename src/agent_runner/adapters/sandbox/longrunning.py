@@ -84,8 +84,15 @@ class PipedProcess:
             await asyncio.wait([ended], timeout=_GRACE)
         finally:
             self.kill()  # the rest of the group, too, when its leader has ended
-            await asyncio.wait([ended, self._errors], timeout=_SETTLE)
+            drained = asyncio.ensure_future(self._drain())
+            await asyncio.wait([ended, drained, self._errors], timeout=_SETTLE)
+            drained.cancel()
             self._errors.cancel()
+
+    async def _drain(self) -> None:
+        """Read what nobody wanted: a pipe is closed once it has run dry."""
+        while await self.read():
+            pass
 
     async def _keep_last_words(self) -> None:
         assert self._process.stderr is not None

@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Protocol
 
+from agent_runner.adapters.sandbox.local import longrunning
 from agent_runner.adapters.sandbox.local.bubblewrap import BASE_ENVIRONMENT
 from agent_runner.adapters.sandbox.local.files import SessionFiles, problem_of
 from agent_runner.adapters.sandbox.names import check_environment, check_script, sandbox_path
 from agent_runner.adapters.sandbox.processes import Finished, run_process
 from agent_runner.errors import InvalidRequestError, SandboxUnavailableError
+from agent_runner.ports.processes import SandboxProcess
 from agent_runner.ports.sandboxes import ExecResult, FileProblem, OnOutput
 
 _F_ADD_SEALS, _F_SEAL_ALL = 1033, 0x000F
@@ -111,6 +113,12 @@ class LocalSandbox:
         return ExecResult(
             finished.code, finished.stdout, finished.stderr, finished.timed_out, finished.truncated
         )
+
+    async def open_process(
+        self, argv: Sequence[str], *, env: Mapping[str, str], cwd: str = "/workspace"
+    ) -> SandboxProcess:
+        """As `KeepsProcesses` has it; the process ends with the session's commands."""
+        return await longrunning.open_process(self, argv, env, cwd)
 
     async def put(self, files: Sequence[tuple[str, bytes]]) -> Sequence[FileProblem | None]:
         return await asyncio.to_thread(lambda: [self._put_one(path, data) for path, data in files])
