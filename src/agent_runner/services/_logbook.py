@@ -14,7 +14,13 @@ from agent_runner.domain.ids import canonical_id, is_id
 from agent_runner.domain.kinds import AGENT_EXECUTION
 from agent_runner.domain.phases import phase_name
 from agent_runner.domain.status import StatusFold
-from agent_runner.errors import AgentRunnerError, ConflictError, NotFoundError, UnavailableError
+from agent_runner.errors import (
+    ConflictError,
+    FencedError,
+    NotFoundError,
+    PositionError,
+    UnavailableError,
+)
 from agent_runner.ports.announcers import Announcer
 from agent_runner.ports.stores import EventLog, LogHead
 from agent_runner.services._clocks import Clock, rfc3339
@@ -100,13 +106,17 @@ class Logbook:
     async def writing(self, live: Live, step: Callable[[LogHead], Awaitable[T]]) -> T:
         """Run a step which stores events, again after each conflict with another process.
 
+        A step that refuses what memory knows nothing of is run again on what the log says.
+
         Raises:
             ConflictError: others were faster every time.
         """
         async with live.lock:
+            loaded = False
             for _ in range(_TRIES):
                 if live.stale or live.head is None:
                     await self._load(live)
+                    loaded = True
                 if live.deleted:
                     raise NotFoundError(AGENT_EXECUTION.name, live.execution_id)
                 if live.head is None:
@@ -115,6 +125,10 @@ class Logbook:
                     return await step(live.head)
                 except ConflictError:
                     log.info("someone else has appended", execution_id=live.execution_id)
+                except (FencedError, PositionError):
+                    if loaded:
+                        raise
+                    live.stale = True
         raise ConflictError("event log", live.execution_id, live.seq)
 
     async def store(self, live: Live, events: Sequence[ExecutionEvent], head: LogHead) -> None:
@@ -164,24 +178,25 @@ class Logbook:
         append = self.events.append(
             live.execution_id, bodies, expected_seq=head.last_seq - len(bodies), head=head
         )
-        # What was written is not known when this is cut off; then the next use reads the log again.
-        live.stale = True
-        if live.record.phase == phase_name(phase):
-            await append
-            live.stale = False
-            return
-        failed, record = await asyncio.gather(
-            append, self.records.set_phase(live.record, phase), return_exceptions=True
-        )
-        if isinstance(failed, BaseException):
-            raise failed
-        if isinstance(record, AgentRunnerError):
-            # The log is the truth; loading or reconciling mends the index.
-            log.warning("phase was not indexed", execution_id=live.execution_id, error=str(record))
-            return
+        try:
+            if live.record.phase == phase_name(phase):
+                await append
+                return
+            failed, record = await asyncio.gather(
+                append, self.records.set_phase(live.record, phase), return_exceptions=True
+            )
+            if isinstance(failed, BaseException):
+                raise failed
+        except BaseException:
+            # What was written is not known, when a caller leaves: the next use reads the log again.
+            live.stale = True
+            raise
         if isinstance(record, BaseException):
-            raise record
-        live.record, live.stale = record, False
+            # The log is the truth; loading mends the index.
+            live.stale = True
+            log.warning("phase was not indexed", execution_id=live.execution_id, error=str(record))
+        else:
+            live.record = record
 
     def _take_over(
         self, live: Live, rows: Sequence[tuple[int, ExecutionEvent, bytes]], head: LogHead
@@ -215,7 +230,7 @@ class Logbook:
         live.head = head if seq == head.last_seq else None
         live.snapshot_bytes, live.bytes_since_snapshot = len(head.snapshot), size
         live.cancel_requested = fold.status.run.cancel_requested
-        live.last_time, live.holder = last_time, live.holder or record.holder
+        live.last_time, live.holder = last_time, record.holder or live.holder
         if record.phase != phase_name(fold.phase):
             record = await self.records.set_phase(record, fold.phase)
         live.record, live.loaded, live.stale = record, True, False

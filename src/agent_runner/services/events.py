@@ -55,7 +55,8 @@ class EventService:
             results = await asyncio.gather(
                 self._logbook.store(live, [event], LogHead()), *beside, return_exceptions=True
             )
-            for result in results:
+            # What was stored beside it failed for the better reason, such as an id that is taken.
+            for result in reversed(results):
                 if isinstance(result, BaseException):
                     raise result
             # Only now: what is in memory before all of it is stored must not be taken for true.
@@ -121,7 +122,7 @@ class EventService:
             FencedError: a later attempt of the same run holds it.
         """
         assert live.record is not None
-        run, _, number = (live.holder or live.record.holder).rpartition("/")
+        run, _, number = (live.record.holder or live.holder).rpartition("/")
         if run and run == request.workflow_run_id and request.activity_attempt < int(number):
             raise FencedError(live.execution_id, request.activity_attempt, head.attempt)
         if not request.workflow_run_id:

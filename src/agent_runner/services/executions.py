@@ -252,7 +252,8 @@ class ExecutionService(ResourceService[AgentExecution]):
     async def _store_new(self, execution: AgentExecution, place: _Place) -> None:
         """Store execution, first event, and what a new session needs, in one go."""
         stored = self._stored(execution, fields_of(execution, EXECUTION_PENDING))
-        writes: list[Awaitable[object]] = [self._store.put(stored, expected=0)]
+        ours: list[int] = []
+        writes: list[Awaitable[object]] = [self._put_new(stored, ours)]
         if place.new_session is not None:
             session = self._sessions.stored(place.new_session, place.agent_id)
             writes.append(self._store.put(session, expected=0))
@@ -260,21 +261,17 @@ class ExecutionService(ResourceService[AgentExecution]):
         try:
             await self._events.begin(ExecutionRecord(_written(stored)), *writes)
         except AgentRunnerError:
-            # An id that is taken is someone else's execution.
-            if not await self._exists_elsewhere(execution):
-                await self._undo(execution, place)
+            # Where the id was taken, execution and log are someone else's.
+            await self._undo(execution if ours else None, place)
             raise
 
-    async def _exists_elsewhere(self, execution: AgentExecution) -> bool:
-        try:
-            found = await self._store.get(key_of(execution.metadata.id))
-        except NotFoundError:
-            return False
-        return found.body != execution.SerializeToString()
+    async def _put_new(self, stored: StoredResource, done: list[int]) -> None:
+        done.append(await self._store.put(stored, expected=0))
 
-    async def _undo(self, execution: AgentExecution, place: _Place) -> None:
-        await _quietly(self._store.delete(key_of(execution.metadata.id)))
-        await self._watches.forget(execution.metadata.id)
+    async def _undo(self, execution: AgentExecution | None, place: _Place) -> None:
+        if execution is not None:
+            await _quietly(self._store.delete(key_of(execution.metadata.id)))
+            await self._watches.forget(execution.metadata.id)
         if place.new_session is not None:
             await _quietly(self._sessions.delete(place.session_id))
 
