@@ -15,6 +15,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from agent_runner.client.executions import TERMINAL_PHASES
 from agent_runner.client.kinds import KINDS, Kind, canonical_id
+from agent_runner.domain.status import apply
 from agent_runner.v1.events_pb2 import ExecutionEvent
 from agent_runner.v1.execution_service_pb2 import (
     CancelExecutionRequest,
@@ -183,9 +184,7 @@ class SmallServer:
         event.seq = len(self.events) + 1
         self.events.append(event)
         for execution in self.stored.get("AgentExecution", {}).values():
-            if event.phase_changed.phase:
-                execution.status.phase = event.phase_changed.phase  # type: ignore[attr-defined]
-            execution.status.run.last_seq = event.seq  # type: ignore[attr-defined]
+            apply(execution.status, event)  # type: ignore[attr-defined]
         self.more.set()
 
 
