@@ -331,6 +331,17 @@ async def test_a_limit_ends_the_turn_by_name(bench: Bench, limits: Limits, word:
     assert len(journal.began) == calls
 
 
+async def test_an_agent_in_a_circle_is_told_and_then_stopped(bench: Bench) -> None:
+    journal = Journal()
+    script = LOOP.replace("{calls: [", "{text: '{{last_tool_result}}', calls: [")
+    with pytest.raises(LimitReachedError, match="repeated steps = 6"):
+        await bench.run(script, journal=journal)
+    assert len(journal.began) == 6
+    told = ["Notice: the last steps were the same" in m.content for m in journal.status.messages]
+    assert told == [False, False, False, True, True, True]
+    assert any("repeats" in warning for warning in journal.status.run.warnings)
+
+
 async def test_limits_count_sub_agents(bench: Bench) -> None:
     bench.sub_agents, bench.limits = [HELPER], Limits(tool_calls=4)
     journal = Journal()

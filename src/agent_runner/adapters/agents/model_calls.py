@@ -1,4 +1,4 @@
-"""Around each model call: limits, retries, and errors in words for people. Any LangChain engine."""
+"""Around each model call: limits, loops, retries, and errors in words for people. Any LangChain engine."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from langchain_core.exceptions import ContextOverflowError, ModelConnectionError
 from langgraph.config import get_config, get_stream_writer
 from langgraph.errors import GraphBubbleUp
 
-from agent_runner.adapters.agents.events import message_id, usage_from
+from agent_runner.adapters.agents.events import message_id, result_of, usage_from
 from agent_runner.adapters.agents.limits import LimitCounter
+from agent_runner.adapters.agents.loops import NOTICE, find_loop
 from agent_runner.adapters.agents.signals import Warned
 from agent_runner.adapters.models.failures import Diagnosis, Trouble, diagnose, explain
 from agent_runner.adapters.models.prices import cost_of, price_of
-from agent_runner.errors import AgentRunnerError
+from agent_runner.errors import AgentRunnerError, LimitReachedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class ModelCalls(AgentMiddleware[Any, Any, Any]):
         request: ModelRequest[Any],
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
     ) -> ModelResponse[Any]:
+        request = _unlooped(request)
         attempt = 0
         while True:
             self._limits.before_model_call()
@@ -101,6 +103,24 @@ class ModelCalls(AgentMiddleware[Any, Any, Any]):
                 usage = usage_from(getattr(message, "usage_metadata", None))
                 usage.cost_usd = cost_of(self._price, usage)
                 self._limits.used(usage)
+
+
+def _unlooped(request: ModelRequest[Any]) -> ModelRequest[Any]:
+    """The request, with a notice for a model that goes in circles.
+
+    Raises:
+        LimitReachedError: it was told, and still does.
+    """
+    loop = find_loop(request.messages)
+    if loop is None:
+        return request
+    if loop.to_be_stopped:
+        raise LimitReachedError("repeated steps", loop.rounds)
+    get_stream_writer()(Warned("The agent repeats the same calls with the same results; it was told so."))
+    *before, last = request.messages
+    content = f"{result_of(last.content)}{NOTICE.format(rounds=loop.rounds)}"
+    # Only in this request: the conversation that is kept stays as it was.
+    return request.override(messages=[*before, last.model_copy(update={"content": content})])
 
 
 # These always say why an answer ended; one that does not say was cut off on the way.
