@@ -6,6 +6,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
+from contract.container_engine import IMAGE, engine_url
+
+from agent_runner.adapters.sandbox.docker import DockerProvider
 from agent_runner.adapters.sandbox.local import LocalProvider, UnconfinedProvider
 from agent_runner.ports.sandboxes import SandboxProvider
 
@@ -30,7 +33,17 @@ async def unconfined(root: Path) -> AsyncIterator[SandboxProvider]:
         await provider.aclose()
 
 
+@asynccontextmanager
+async def docker(root: Path) -> AsyncIterator[SandboxProvider]:
+    provider = DockerProvider(image=IMAGE, url=engine_url(), auto_pull=False, extra_ro_paths=["/usr"])
+    try:
+        yield provider
+    finally:
+        await provider.aclose()
+
+
 PROVIDERS: dict[str, ProviderFactory] = {
     "local": local,
     "unconfined": unconfined,
+    "docker": docker,
 }

@@ -19,10 +19,10 @@ from agent_runner.adapters.sandbox.local.layout import Layout, make_passable
 from agent_runner.adapters.sandbox.local.limits import Limits
 from agent_runner.adapters.sandbox.local.mounts import closed_ancestor, open_view
 from agent_runner.adapters.sandbox.local.sandbox import Commands, LocalSandbox, Wrapping
-from agent_runner.adapters.sandbox.local.seccomp import seccomp_filter
 from agent_runner.adapters.sandbox.local.skeleton import Skeleton, build_skeleton
 from agent_runner.adapters.sandbox.local.workspace import LocalWorkspace
 from agent_runner.adapters.sandbox.names import check_session_id
+from agent_runner.adapters.sandbox.seccomp import seccomp_filter
 from agent_runner.errors import NotFoundError, SandboxRefusedError, SandboxUnavailableError, SettingsError
 from agent_runner.ports.sandboxes import Sandbox, SandboxSpec, Workspace
 

@@ -8,6 +8,7 @@ NETLINK. AF_VSOCK above all: no namespace covers it, and on a virtual machine it
 from __future__ import annotations
 
 import errno
+import json
 import platform
 import struct
 from collections.abc import Mapping
@@ -92,6 +93,40 @@ def seccomp_filter(machine: str = "") -> bytes:
     _limit_ioctl(program, architecture.ioctl)
     program.answer(_ALLOW)
     return program.assembled()
+
+
+def seccomp_profile() -> str:
+    """The same rules as JSON for container engines, whose own default lets AF_VSOCK and io_uring pass."""
+    names = sorted(
+        set().union(*(architecture.denied for architecture in _ARCHITECTURES.values())) - {"clone3"}
+    )
+    refuse: dict[str, object] = {"action": "SCMP_ACT_ERRNO", "errnoRet": errno.EPERM}
+    rules: list[dict[str, object]] = [
+        {"names": names, **refuse},
+        {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": errno.ENOSYS},
+    ]
+    for bit in range(32):
+        if _NEW_NAMESPACES >> bit & 1:
+            rules.append(
+                {"names": ["clone"], "args": [_argument(0, "MASKED_EQ", 1 << bit, 1 << bit)], **refuse}
+            )
+    for family in range(max(_FAMILIES)):
+        if family not in _FAMILIES:
+            rules.append({"names": ["socket"], "args": [_argument(0, "EQ", family)], **refuse})
+    rules.append({"names": ["socket"], "args": [_argument(0, "GT", max(_FAMILIES))], **refuse})
+    for request in (_TIOCSTI, _TIOCLINUX):
+        rules.append({"names": ["ioctl"], "args": [_argument(1, "EQ", request)], **refuse})
+    return json.dumps(
+        {
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"],
+            "syscalls": rules,
+        }
+    )
+
+
+def _argument(index: int, test: str, value: int, second: int = 0) -> dict[str, object]:
+    return {"index": index, "value": value, "valueTwo": second, "op": f"SCMP_CMP_{test}"}
 
 
 class _Program:

@@ -1,0 +1,5 @@
+"""Sandboxes in containers, by the Docker API: Docker or Podman."""
+
+from agent_runner.adapters.sandbox.docker.provider import DEFAULT_IMAGE, ContainerLimits, DockerProvider
+
+__all__ = ["DEFAULT_IMAGE", "ContainerLimits", "DockerProvider"]

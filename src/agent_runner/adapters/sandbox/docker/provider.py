@@ -1,0 +1,347 @@
+"""Container sandboxes: one container and three volumes per session, by Docker's API or Podman's."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from agent_runner.adapters.sandbox.docker.engine import MISSING, Engine, EngineError, find_engine
+from agent_runner.adapters.sandbox.docker.sandbox import DockerSandbox
+from agent_runner.adapters.sandbox.docker.seccomp import SeccompOption
+from agent_runner.adapters.sandbox.docker.skills import pack_skills
+from agent_runner.adapters.sandbox.docker.workspace import DockerWorkspace
+from agent_runner.adapters.sandbox.names import check_session_id, check_skill_hash
+from agent_runner.errors import NotFoundError, SandboxRefusedError, SandboxUnavailableError
+from agent_runner.ports.sandboxes import Sandbox, SandboxSpec, Workspace
+
+DEFAULT_IMAGE = "docker.io/library/python:3.12-slim"
+
+LOST = "The session's sandbox was lost with its files; this is a new one."
+REPLACED = "The session's container was gone and has been replaced; its files are kept."
+
+_MANAGED = "agent-runner.managed"
+_SESSION = "agent-runner.session"
+_OWNER = "agent-runner.owner"
+
+_PLACES = {"ws": "/workspace", "tmp": "/tmp", "skills": "/bin/skills"}  # noqa: S108 - the sandbox's own
+
+# As PID 1, bash takes in and reaps what commands leave behind.
+_MAIN = """\
+chown 1000:1000 /workspace /tmp && chmod 0700 /workspace && chmod 1777 /tmp || exit 1
+trap 'exit 0' TERM
+while :; do sleep 3600 & wait $!; done
+"""
+_READY = """\
+for _ in {1..500}; do [ -O /workspace ] && break; sleep 0.02; done
+for p in python3 grep head timeout mktemp; do type -P $p >/dev/null || echo $p; done
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerLimits:
+    """What a session's container may use, all its commands together.
+
+    Attributes:
+        memory: bytes, without swap.
+        cpus: processors.
+        processes: processes and threads.
+        open_files: descriptors of one process.
+    """
+
+    memory: int = 2 << 30
+    cpus: float = 2.0
+    processes: int = 256
+    open_files: int = 1024
+
+
+class DockerProvider:
+    """`SandboxProvider` in containers named `ar-{session id}`."""
+
+    kind = "docker"
+
+    def __init__(
+        self,
+        *,
+        image: str = DEFAULT_IMAGE,
+        url: str = "",
+        network: str = "none",
+        auto_pull: bool = True,
+        limits: ContainerLimits | None = None,
+        runtime: str = "",
+        extra_ro_paths: Sequence[str] = (),
+        owner: str = "",
+    ) -> None:
+        """Nothing is touched before the first use.
+
+        Args:
+            image: has bash, python3, GNU grep and coreutils.
+            url: the engine's address, such as `unix:///run/docker.sock`; by default DOCKER_HOST, else
+                the first socket found.
+            network: `none`, or a network the engine knows.
+            auto_pull: fetch the image when the engine has it not.
+            runtime: an OCI runtime the engine knows, such as `runsc`; its own default if empty.
+            extra_ro_paths: directories of the engine's host to show read-only at the same paths.
+            owner: tells apart the sandboxes of several installations on one engine.
+        """
+        self._image = image
+        self._url = url
+        self._network = network
+        self._auto_pull = auto_pull
+        self._limits = limits or ContainerLimits()
+        self._runtime = runtime
+        self._extra = tuple(extra_ro_paths)
+        self._owner = owner
+        self._engine: Engine | None = None
+        self._profile: SeccompOption | None = None
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    async def ensure(self, spec: SandboxSpec) -> Sandbox:
+        session_id = check_session_id(spec.session_id)
+        async with self._lock(session_id):
+            warnings = await self._start(session_id, previous_id=spec.previous_id)
+            await self._lay_out_skills(session_id, spec.skills)
+        return self._sandbox(session_id, spec.env, warnings)
+
+    async def stop(self, session_id: str) -> None:
+        name = _container(check_session_id(session_id))
+        await self._quietly("POST", f"containers/{name}/stop", params={"t": "0"})
+
+    async def delete(self, session_id: str) -> None:
+        check_session_id(session_id)
+        async with self._lock(session_id):
+            await self._quietly(
+                "DELETE", f"containers/{_container(session_id)}", params={"force": "true", "v": "true"}
+            )
+            for part in _PLACES:
+                await self._quietly(
+                    "DELETE", f"volumes/{_volume(session_id, part)}", params={"force": "true"}
+                )
+        self._locks.pop(session_id, None)
+
+    async def sessions(self) -> Sequence[str]:
+        params = {"filters": json.dumps({"label": [f"{_MANAGED}=true", f"{_OWNER}={self._owner}"]})}
+        containers = await self._request("GET", "containers/json", params={"all": "true", **params})
+        volumes = await self._request("GET", "volumes", params=params)
+        labels = [found["Labels"] or {} for found in (*containers, *(volumes.get("Volumes") or ()))]
+        # Not every engine filters volumes by several labels at once.
+        mine = (label for label in labels if label.get(_OWNER) == self._owner)
+        return sorted({label[_SESSION] for label in mine if _SESSION in label})
+
+    def workspace(self, session_id: str) -> Workspace:
+        check_session_id(session_id)
+
+        async def wake() -> DockerSandbox:
+            async with self._lock(session_id):
+                if not await self._exists(f"volumes/{_volume(session_id, 'ws')}"):
+                    raise NotFoundError("Sandbox of session", session_id)
+                await self._start(session_id)
+            return self._sandbox(session_id, {}, ())
+
+        return DockerWorkspace(wake)
+
+    async def check(self) -> str:
+        try:
+            await self._request("GET", "_ping")
+            await self._have_image()
+        except (SandboxRefusedError, SandboxUnavailableError) as error:
+            return str(error)
+        return ""
+
+    async def aclose(self) -> None:
+        if self._profile is not None:
+            self._profile.close()
+            self._profile = None
+        if self._engine is not None:
+            await self._engine.aclose()
+            self._engine = None
+
+    def _sandbox(self, session_id: str, env: Mapping[str, str], warnings: Sequence[str]) -> DockerSandbox:
+        return DockerSandbox(
+            f"docker-{session_id}", self._connected(), _container(session_id), env=env, warnings=warnings
+        )
+
+    def _lock(self, session_id: str) -> asyncio.Lock:
+        return self._locks.setdefault(session_id, asyncio.Lock())
+
+    async def _start(self, session_id: str, *, previous_id: str = "") -> list[str]:
+        """Find the session's container running, start it, or make it; returns warnings."""
+        name = _container(session_id)
+        try:
+            found = await self._request("GET", f"containers/{name}/json")
+        except EngineError as error:
+            if error.status != MISSING:
+                raise
+        else:
+            if not found["State"]["Running"]:
+                await self._run(session_id)
+            return []
+        kept = await self._exists(f"volumes/{_volume(session_id, 'ws')}")
+        await self._have_image()
+        await self._make(session_id)
+        await self._run(session_id)
+        if kept:
+            return [REPLACED]
+        return [LOST] if previous_id == f"docker-{session_id}" else []
+
+    async def _run(self, session_id: str) -> None:
+        await self._request("POST", f"containers/{_container(session_id)}/start")
+        ready = await self._sandbox(session_id, {}, ()).exec(_READY, cwd="/", timeout=timedelta(seconds=30))
+        if missing := ready.stdout.decode().split():
+            await self._quietly("DELETE", f"containers/{_container(session_id)}", params={"force": "true"})
+            raise SandboxRefusedError(
+                f"The image {self._image} lacks {', '.join(missing)}. Use one with them."
+            )
+
+    async def _make(self, session_id: str) -> None:
+        labels = self._labels(session_id)
+        for part in _PLACES:
+            volume = {"Name": _volume(session_id, part), "Labels": labels}
+            await self._request("POST", "volumes/create", body=volume)
+        try:
+            await self._request(
+                "POST",
+                "containers/create",
+                body=self._configuration(session_id, labels, await self._seccomp()),
+                params={"name": _container(session_id)},
+            )
+        except EngineError:
+            # Another worker was faster; or it is a real failure.
+            if not await self._exists(f"containers/{_container(session_id)}/json"):
+                raise
+
+    def _labels(self, session_id: str) -> dict[str, str]:
+        return {_MANAGED: "true", _SESSION: session_id, _OWNER: self._owner}
+
+    async def _seccomp(self) -> Sequence[str]:
+        if self._profile is None:
+            version = await self._request("GET", "version")
+            self._profile = SeccompOption(version, self._url or find_engine())
+        return self._profile.words
+
+    def _configuration(
+        self, session_id: str, labels: Mapping[str, str], seccomp: Sequence[str]
+    ) -> dict[str, Any]:
+        limits = self._limits
+        mounts = [
+            {
+                "Type": "volume",
+                "Source": _volume(session_id, part),
+                "Target": target,
+                "ReadOnly": part == "skills",
+            }
+            for part, target in _PLACES.items()
+        ]
+        host = {
+            "NetworkMode": self._network,
+            "CapDrop": ["ALL"],
+            # For the one chown at the start; commands run as another user and have none.
+            "CapAdd": ["CHOWN", "FOWNER"],
+            "SecurityOpt": ["no-new-privileges", *seccomp],
+            "ReadonlyRootfs": True,
+            "Memory": limits.memory,
+            "MemorySwap": limits.memory,
+            "NanoCpus": int(limits.cpus * 1e9),
+            "PidsLimit": limits.processes,
+            "Ulimits": [
+                {"Name": "nofile", "Soft": limits.open_files, "Hard": limits.open_files},
+                {"Name": "nproc", "Soft": limits.processes * 2, "Hard": limits.processes * 2},
+                {"Name": "core", "Soft": 0, "Hard": 0},
+            ],
+            "Binds": [f"{path}:{path}:ro" for path in self._extra],
+            "Mounts": mounts,
+        }
+        if self._runtime:
+            host["Runtime"] = self._runtime
+        return {
+            "Image": self._image,
+            "Entrypoint": [],
+            "Cmd": ["bash", "-c", _MAIN],
+            "User": "0:0",
+            "WorkingDir": "/",
+            "Hostname": "sandbox",
+            "Labels": dict(labels),
+            "HostConfig": host,
+        }
+
+    async def _lay_out_skills(self, session_id: str, skills: Mapping[str, Path]) -> None:
+        """Put skills which are not there yet into the session's read-only volume."""
+        names = [check_skill_hash(name) for name in skills]
+        if not names:
+            return
+        sandbox = self._sandbox(session_id, {}, ())
+        found = await sandbox.exec("cd /bin/skills && ls -1", timeout=timedelta(seconds=30))
+        there = set(found.stdout.decode(errors="replace").split())
+        if not (wanted := {name: skills[name] for name in names if name not in there}):
+            return
+        archive = await asyncio.to_thread(pack_skills, wanted)
+        # A container that never starts, with the volume writable: nothing of the agent's runs in it.
+        helper = f"{_container(session_id)}-{secrets.token_hex(4)}"
+        mounts = [{"Type": "volume", "Source": _volume(session_id, "skills"), "Target": "/skills"}]
+        configuration = {
+            "Image": self._image,
+            "Cmd": ["true"],
+            "Labels": self._labels(session_id),
+            "HostConfig": {"NetworkMode": "none", "Mounts": mounts},
+        }
+        try:
+            await self._request("POST", "containers/create", body=configuration, params={"name": helper})
+            await self._connected().upload(helper, "/skills", archive)
+        finally:
+            await self._quietly("DELETE", f"containers/{helper}", params={"force": "true"})
+
+    async def _have_image(self) -> None:
+        """
+        Raises:
+            SandboxRefusedError: the engine has it not, and may not or could not fetch it.
+        """
+        if await self._exists(f"images/{self._image}/json"):
+            return
+        if not self._auto_pull:
+            raise SandboxRefusedError(
+                f"The engine does not have the image {self._image}. Pull it, or allow pulling."
+            )
+        try:
+            await self._connected().pull(self._image)
+        except EngineError as error:
+            raise SandboxRefusedError(f"The image {self._image} could not be fetched: {error}") from error
+
+    def _connected(self) -> Engine:
+        if self._engine is None:
+            self._engine = Engine(self._url or find_engine())
+        return self._engine
+
+    async def _request(
+        self, method: str, path: str, *, body: Any = None, params: Mapping[str, str] | None = None
+    ) -> Any:
+        return await self._connected().request(method, path, body=body, params=params)
+
+    async def _exists(self, path: str) -> bool:
+        try:
+            await self._request("GET", path)
+        except EngineError as error:
+            if error.status == MISSING:
+                return False
+            raise
+        return True
+
+    async def _quietly(self, method: str, path: str, *, params: Mapping[str, str]) -> None:
+        """A request whose object may be gone or done already."""
+        try:
+            await self._request(method, path, params=params)
+        except EngineError as error:
+            if error.status not in (304, MISSING):
+                raise
+
+
+def _container(session_id: str) -> str:
+    return f"ar-{session_id}"
+
+
+def _volume(session_id: str, part: str) -> str:
+    return f"ar-{session_id}-{part}"
