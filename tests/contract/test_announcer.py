@@ -16,16 +16,28 @@ LIMIT = 100
 
 
 @asynccontextmanager
-async def memory() -> AsyncIterator[Announcer]:
+async def memory(request: pytest.FixtureRequest) -> AsyncIterator[Announcer]:
     yield MemoryAnnouncer(queue_limit=LIMIT)
 
 
-ANNOUNCERS: dict[str, Callable[[], AbstractAsyncContextManager[Announcer]]] = {"memory": memory}
+@asynccontextmanager
+async def redis(request: pytest.FixtureRequest) -> AsyncIterator[Announcer]:
+    url = request.getfixturevalue("redis_url")
+    from agent_runner.adapters.announcers.redis import RedisAnnouncer
+
+    async with RedisAnnouncer(url, queue_limit=LIMIT) as announcer:
+        yield announcer
+
+
+ANNOUNCERS: dict[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Announcer]]] = {
+    "memory": memory,
+    "redis": redis,
+}
 
 
 @pytest.fixture(params=ANNOUNCERS)
 async def announcer(request: pytest.FixtureRequest) -> AsyncIterator[Announcer]:
-    async with ANNOUNCERS[request.param]() as opened:
+    async with ANNOUNCERS[request.param](request) as opened:
         yield opened
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -16,25 +17,36 @@ from agent_runner.ports.stores import EventLog, LogHead
 
 
 @asynccontextmanager
-async def memory(folder: Path) -> AsyncIterator[EventLog]:
+async def memory(request: pytest.FixtureRequest) -> AsyncIterator[EventLog]:
     yield MemoryEventLog()
 
 
 @asynccontextmanager
-async def sqlite(folder: Path) -> AsyncIterator[EventLog]:
+async def sqlite(request: pytest.FixtureRequest) -> AsyncIterator[EventLog]:
+    folder: Path = request.getfixturevalue("tmp_path")
     async with SqliteDatabase(folder / "store.db") as database:
         yield SqliteEventLog(database)
 
 
-LOGS: dict[str, Callable[[Path], AbstractAsyncContextManager[EventLog]]] = {
+@asynccontextmanager
+async def mongo(request: pytest.FixtureRequest) -> AsyncIterator[EventLog]:
+    url = request.getfixturevalue("mongo_url")
+    from agent_runner.adapters.store.mongo import MongoDatabase, MongoEventLog
+
+    async with MongoDatabase(f"{url}/test_{uuid.uuid4().hex}") as database:
+        yield MongoEventLog(database)
+
+
+LOGS: dict[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[EventLog]]] = {
     "memory": memory,
     "sqlite": sqlite,
+    "mongo": mongo,
 }
 
 
 @pytest.fixture(params=LOGS)
-async def log(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[EventLog]:
-    async with LOGS[request.param](tmp_path) as opened:
+async def log(request: pytest.FixtureRequest) -> AsyncIterator[EventLog]:
+    async with LOGS[request.param](request) as opened:
         yield opened
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
@@ -17,25 +18,36 @@ from agent_runner.ports.stores import ResourceKey, ResourceStore, StoredResource
 
 
 @asynccontextmanager
-async def memory(folder: Path) -> AsyncIterator[ResourceStore]:
+async def memory(request: pytest.FixtureRequest) -> AsyncIterator[ResourceStore]:
     yield MemoryResourceStore()
 
 
 @asynccontextmanager
-async def sqlite(folder: Path) -> AsyncIterator[ResourceStore]:
+async def sqlite(request: pytest.FixtureRequest) -> AsyncIterator[ResourceStore]:
+    folder: Path = request.getfixturevalue("tmp_path")
     async with SqliteDatabase(folder / "store.db") as database:
         yield SqliteResourceStore(database)
 
 
-STORES: dict[str, Callable[[Path], AbstractAsyncContextManager[ResourceStore]]] = {
+@asynccontextmanager
+async def mongo(request: pytest.FixtureRequest) -> AsyncIterator[ResourceStore]:
+    url = request.getfixturevalue("mongo_url")
+    from agent_runner.adapters.store.mongo import MongoDatabase, MongoResourceStore
+
+    async with MongoDatabase(f"{url}/test_{uuid.uuid4().hex}") as database:
+        yield MongoResourceStore(database)
+
+
+STORES: dict[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[ResourceStore]]] = {
     "memory": memory,
     "sqlite": sqlite,
+    "mongo": mongo,
 }
 
 
 @pytest.fixture(params=STORES)
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ResourceStore]:
-    async with STORES[request.param](tmp_path) as opened:
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[ResourceStore]:
+    async with STORES[request.param](request) as opened:
         yield opened
 
 

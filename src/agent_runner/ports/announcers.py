@@ -21,6 +21,7 @@ class Announcer(Protocol):
     def subscribe(self, topic: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """Messages published after the context was entered.
 
-        The iterator raises SlowWatcherError when more messages wait than the adapter holds.
+        The iterator raises SlowWatcherError when more messages wait than the adapter holds, and
+        UnavailableError when the adapter lost its connection, and with it messages.
         """
         ...

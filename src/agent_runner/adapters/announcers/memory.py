@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from agent_runner.errors import SlowWatcherError
+from agent_runner.errors import AgentRunnerError, SlowWatcherError
 
 
 class _Subscription:
@@ -17,24 +17,28 @@ class _Subscription:
         self._limit = limit
         self._messages: deque[bytes] = deque()
         self._arrived = asyncio.Event()
-        self._overflown = False
+        self._failure: AgentRunnerError | None = None
 
     def offer(self, message: bytes) -> None:
         if len(self._messages) >= self._limit:
-            # What waited is let go at once: the subscriber starts over from the log anyway.
-            self._messages.clear()
-            self._overflown = True
-        if not self._overflown:
+            self.fail(SlowWatcherError(0))
+        if self._failure is None:
             self._messages.append(message)
+        self._arrived.set()
+
+    def fail(self, failure: AgentRunnerError) -> None:
+        """End the subscription. What waited is let go: the subscriber goes on from the log anyway."""
+        self._messages.clear()
+        self._failure = failure
         self._arrived.set()
 
     async def messages(self) -> AsyncIterator[bytes]:
         while True:
             await self._arrived.wait()
-            if self._overflown:
-                raise SlowWatcherError(0)
+            if self._failure is not None:
+                raise self._failure
             yield self._messages.popleft()
-            if not self._messages and not self._overflown:
+            if not self._messages and self._failure is None:
                 self._arrived.clear()
 
 
@@ -52,6 +56,12 @@ class MemoryAnnouncer:
     async def publish(self, topic: str, message: bytes) -> None:
         for subscription in self._topics.get(topic, ()):
             subscription.offer(message)
+
+    def fail(self, failure: AgentRunnerError) -> None:
+        """End every subscription with an error."""
+        for subscriptions in self._topics.values():
+            for subscription in subscriptions:
+                subscription.fail(failure)
 
     @asynccontextmanager
     async def subscribe(self, topic: str) -> AsyncIterator[AsyncIterator[bytes]]:
