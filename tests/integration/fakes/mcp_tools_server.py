@@ -10,9 +10,7 @@ from pathlib import Path
 from mcp.server.fastmcp import Context, FastMCP
 from mcp.types import AudioContent, ImageContent, TextContent
 
-server = FastMCP(
-    "tools", host="127.0.0.1", port=int(sys.argv[2]) if len(sys.argv) > 2 else 0, log_level="ERROR"
-)
+server = FastMCP("tools", host="127.0.0.1", log_level="ERROR")
 
 
 @server.tool()
@@ -91,4 +89,6 @@ def read_file(path: str) -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        server.settings.port = int(sys.argv[2])
     server.run(transport=sys.argv[1] if len(sys.argv) > 1 else "stdio")  # type: ignore[arg-type]

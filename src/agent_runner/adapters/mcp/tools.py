@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
@@ -149,7 +149,8 @@ class _Caller:
             return _failed(str(error)[:2000])
 
     async def _answer(self, name: str, arguments: dict[str, Any]) -> types.CallToolResult:
-        session, request_id = self._connection.session, None
+        session = self._connection.session
+        request_id: int | None = None
         loop, limit = asyncio.get_running_loop(), self._connection.timeout.total_seconds()
         try:
             async with asyncio.timeout(limit) as silence:
@@ -158,12 +159,33 @@ class _Caller:
                     silence.reschedule(loop.time() + limit)
                     self._on_progress(_progress_line(progress, total, message))
 
-                request_id = getattr(session, "_request_id", None)  # the one call_tool takes next
-                return await session.call_tool(name, arguments, progress_callback=progressed)
+                async def asked() -> types.CallToolResult:
+                    nonlocal request_id
+                    request_id = getattr(session, "_request_id", None)  # the one call_tool takes next
+                    return await session.call_tool(name, arguments, progress_callback=progressed)
+
+                return await self._unless_cut_off(asked())
         except (TimeoutError, asyncio.CancelledError):
             if request_id is not None:
                 await self._cancel(request_id)
             raise
+
+    async def _unless_cut_off(
+        self, answer: Coroutine[Any, Any, types.CallToolResult]
+    ) -> types.CallToolResult:
+        call = asyncio.ensure_future(answer)
+        cut_off = asyncio.ensure_future(self._connection.faults.wait_cut_off())
+        try:
+            await asyncio.wait({call, cut_off}, return_when=asyncio.FIRST_COMPLETED)
+            if call.done():
+                return call.result()
+            raise anyio.BrokenResourceError("the answer was cut off")
+        finally:
+            call.cancel()
+            cut_off.cancel()
+            await asyncio.wait({call, cut_off})
+            if not call.cancelled():
+                call.exception()  # looked at, or the loop would complain that nobody did
 
     async def _cancel(self, request_id: int) -> None:
         """Tell the server that nobody waits any more; at most a moment, for it may be gone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
@@ -26,6 +27,7 @@ Transport: TypeAlias = AbstractAsyncContextManager[Streams]
 
 MOST_BYTES: Final = 8 << 20
 """The longest message of a server."""
+_TOO_LONG: Final = f"it sent a message of more than {MOST_BYTES >> 20} MiB"
 _SILENCE: Final = timedelta(hours=1)
 """How long a stream of events may be silent; calls have limits of their own."""
 
@@ -35,9 +37,27 @@ class Faults:
 
     def __init__(self) -> None:
         self.text = ""
+        self._waiting: set[asyncio.Future[None]] = set()
 
     def note(self, text: str) -> None:
+        """Keep the first thing that went wrong."""
         self.text = self.text or text
+
+    def cut_off(self, text: str) -> None:
+        """An answer was cut off, nobody knows which: whoever waits for one, waits in vain."""
+        self.note(text)
+        for future in self._waiting:
+            if not future.done():
+                future.set_result(None)
+
+    async def wait_cut_off(self) -> None:
+        """Return when the next answer is cut off."""
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.add(future)
+        try:
+            await future
+        finally:
+            self._waiting.discard(future)
 
 
 @asynccontextmanager
@@ -73,7 +93,7 @@ async def _read_lines(
                     await to_us.send(_message(bytes(rest)))
                 rest = bytearray(line)
             if len(rest) > MOST_BYTES:
-                faults.note(f"it sent a message of more than {MOST_BYTES >> 20} MiB")
+                faults.note(_TOO_LONG)
                 return
         faults.note(f"it has ended: {process.last_words[-500:] or 'without a word'}")
 
@@ -174,8 +194,8 @@ class _BoundedStream(httpx.AsyncByteStream):
             last_end = data.rfind(b"\n") if self._by_line else -1
             size = len(data) - last_end - 1 if last_end >= 0 else size + len(data)
             if size > MOST_BYTES:
-                self._faults.note(f"it sent a message of more than {MOST_BYTES >> 20} MiB")
-                raise httpx.ReadError(self._faults.text)
+                self._faults.cut_off(_TOO_LONG)
+                raise httpx.ReadError(_TOO_LONG)
             yield data
 
     async def aclose(self) -> None:
