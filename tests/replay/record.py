@@ -1,0 +1,117 @@
+"""Records histories of the workflow for `test_replay.py`: `python tests/replay/record.py NAME…` (all without names).
+
+Old histories stay: a workflow that began under an earlier version must go on under this one. Record
+anew only what has never been released, or under a new name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import platform
+import re
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+DATA = Path(__file__).parent / "data"
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "src")]
+
+from integration.fakes.runner_stack import Stack, stack  # noqa: E402 (after the path)
+
+from agent_runner.adapters.workflows.temporal import StarterSettings  # noqa: E402
+from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution  # noqa: E402
+
+ANSWER = "turns: [{steps: [the answer]}]"
+FAILS = "turns: [{steps: [{text: I try, fail: {kind: no_key, after_tokens: 1}}]}]"
+SLOW = "turns: [{steps: [{text: '" + "word " * 500 + "', delay_ms: 20, chunk_tokens: 1}]}]"
+
+
+async def completed(world: Stack) -> AgentExecution:
+    await world.run_worker()
+    return await world.create(await world.agent(ANSWER))
+
+
+async def failed(world: Stack) -> AgentExecution:
+    await world.run_worker()
+    return await world.create(await world.agent(FAILS))
+
+
+async def cancelled(world: Stack) -> AgentExecution:
+    await world.run_worker()
+    created = await world.create(await world.agent(SLOW))
+    await world.seen(created, "word word")
+    await world.handle(created).cancel()
+    return created
+
+
+async def cancelled_before_it_ran(world: Stack) -> AgentExecution:
+    created = await world.create(await world.agent(ANSWER))
+    await world.handle(created).cancel()
+    return created
+
+
+async def retried(world: Stack) -> AgentExecution:
+    worker = await world.spawn_worker()
+    created = await world.create(await world.agent(SLOW))
+    await world.seen(created, "word word")
+    worker.kill()
+    await worker.wait()
+    await world.run_worker()
+    return created
+
+
+async def waiting_caller(world: Stack) -> AgentExecution:
+    await world.run_worker()
+    return await world.create(await world.agent(ANSWER), token=b"nobody's")
+
+
+async def waiting_caller_of_a_failure(world: Stack) -> AgentExecution:
+    await world.run_worker()
+    return await world.create(await world.agent(FAILS), token=b"nobody's")
+
+
+CASES: dict[str, Callable[[Stack], Awaitable[AgentExecution]]] = {
+    case.__name__: case
+    for case in (
+        completed,
+        failed,
+        cancelled,
+        cancelled_before_it_ran,
+        retried,
+        waiting_caller,
+        waiting_caller_of_a_failure,
+    )
+} | {"full_argument": completed}
+
+
+async def record(name: str) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        settings = StarterSettings(full_argument=name == "full_argument")
+        async with stack(Path(directory), settings) as world:
+            created = await CASES[name](world)
+            await world.ended(created)
+            async with asyncio.timeout(20):
+                while await world.server.services.workflows.running(created.metadata.id):  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            text = (await world.handle(created).fetch_history()).to_json()
+    text = _scrubbed(text.replace(directory, "/data"))
+    (DATA / f"{name}.json").write_text(json.dumps(json.loads(text), indent=1) + "\n")
+
+
+def _scrubbed(text: str) -> str:
+    """Nothing of the machine it was recorded on."""
+    text = re.sub(r'"(identity|stackTrace)": ?"(?:[^"\\\\]|\\\\.)*"', r'"\1": "worker"', text)
+    return text.replace(f"{platform.node()}:", "worker:")
+
+
+async def main(names: list[str]) -> None:
+    for name in names or CASES:
+        await record(name)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1:]))
+    os._exit(0)

@@ -1,0 +1,39 @@
+"""Workflows that began under an earlier version go on under this one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from temporalio.client import WorkflowHistory
+from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
+
+from agent_runner.adapters.temporal.payloads import DATA_CONVERTER
+from agent_runner.runner.workflows import InvokeAgentExecution
+
+HISTORIES = sorted((Path(__file__).parent / "data").glob("*.json"))
+
+
+def replayer() -> Replayer:
+    return Replayer(
+        workflows=[InvokeAgentExecution],
+        workflow_runner=UnsandboxedWorkflowRunner(),
+        data_converter=DATA_CONVERTER,
+    )
+
+
+@pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path.stem)
+async def test_a_recorded_history_replays(path: Path) -> None:
+    await replayer().replay_workflow(WorkflowHistory.from_json(path.stem, path.read_text()))
+
+
+def test_there_is_a_history_for_each_way_an_execution_goes() -> None:
+    names = {path.stem for path in HISTORIES}
+    assert {"completed", "failed", "cancelled", "retried", "waiting_caller", "full_argument"} <= names
+
+
+async def test_a_changed_workflow_would_be_noticed() -> None:
+    path = next(path for path in HISTORIES if path.stem == "completed")
+    text = path.read_text().replace('"ExecuteGraphton"', '"SomethingElse"')
+    with pytest.raises(Exception, match="(?i)nondeterminism|does not match"):
+        await replayer().replay_workflow(WorkflowHistory.from_json("changed", text))
