@@ -15,7 +15,7 @@ from agent_runner.domain import archives, skills
 from agent_runner.domain.archives import ArchiveLimits
 from agent_runner.errors import ArtifactError
 
-PIECE: Final = 1 << 20
+PIECE: Final = 1 << 18
 _MAGIC: Final = b"PK"
 
 
@@ -69,7 +69,7 @@ class ReceivedArchive:
         return await asyncio.to_thread(self._inspect, name)
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The bytes, from the beginning, in pieces of 1 MiB."""
+        """The bytes, from the beginning, in pieces of 256 KiB."""
         offset = 0
         while chunk := await asyncio.to_thread(self._read, offset):
             offset += len(chunk)

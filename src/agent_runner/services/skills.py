@@ -28,7 +28,7 @@ from agent_runner.errors import (
 from agent_runner.ports.artifacts import ArtifactStore
 from agent_runner.ports.stores import ResourceKey, ResourceStore, StoredResource
 from agent_runner.services._clocks import Clock, NewId
-from agent_runner.services._skill_archives import ReceivedArchive, SkillContent, received
+from agent_runner.services._skill_archives import PIECE, ReceivedArchive, SkillContent, received
 from agent_runner.services.resources import _TRIES, Page, ResourceService, touch
 from agent_runner.services.validation import validate
 from ai.stigmer.agentic.agent.v1.api_pb2 import Agent
@@ -354,7 +354,7 @@ class SkillService(ResourceService[Skill]):
         """
         wanted = rules.hash_in_key(key)
         seen = hashlib.sha256()
-        async for chunk in self._artifacts.get(key):
+        async for chunk in self._artifacts.get(key, chunk_size=PIECE):
             seen.update(chunk)
             yield chunk
         if seen.hexdigest() != wanted:

@@ -18,6 +18,9 @@ from agent_runner.errors import InvalidRequestError, NotFoundError, SettingsErro
 
 _KEY = re.compile(r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]{1,255}(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]{1,255})*\Z")
 
+_PART, _PARTS_AT_ONCE = 5 << 20, 2
+"""Bytes of one part of an upload (the least S3 takes), and how many may be in memory."""
+
 MAX_KEY_LENGTH = 1024
 """Characters; what S3 allows."""
 
@@ -61,7 +64,9 @@ class ObjectArtifactStore:
         _check(key)
         counted = _Counted(chunks)
         try:
-            await obstore.put_async(self._store, key, counted)
+            await obstore.put_async(
+                self._store, key, counted, chunk_size=_PART, max_concurrency=_PARTS_AT_ONCE
+            )
             if self._folder is not None:
                 # The log may name the artifact as soon as this returns, and the log survives a power
                 # cut; obstore only renames.
