@@ -1,4 +1,4 @@
-"""Records histories of the workflow for `test_replay.py`: `python tests/replay/record.py NAME…` (all without names).
+"""Records histories of the workflow: `python tests/replay/record.py NAME…`, or all without a name.
 
 Old histories stay: a workflow that began under an earlier version must go on under this one. Record
 anew only what has never been released, or under a new name.
@@ -103,7 +103,7 @@ async def record(name: str) -> None:
 
 def _scrubbed(text: str) -> str:
     """Nothing of the machine it was recorded on."""
-    text = re.sub(r'"(identity|stackTrace)": ?"(?:[^"\\\\]|\\\\.)*"', r'"\1": "worker"', text)
+    text = re.sub(r'"(identity|stackTrace)": ?"(?:[^"\\]|\\.)*"', r'"\1": "worker"', text)
     return text.replace(f"{platform.node()}:", "worker:")
 
 

@@ -11,7 +11,7 @@ from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
 from agent_runner.adapters.temporal.payloads import DATA_CONVERTER
 from agent_runner.runner.workflows import InvokeAgentExecution
 
-HISTORIES = sorted((Path(__file__).parent / "data").glob("*.json"))
+HISTORIES = {path.stem: path.read_text() for path in (Path(__file__).parent / "data").glob("*.json")}
 
 
 def replayer() -> Replayer:
@@ -22,18 +22,17 @@ def replayer() -> Replayer:
     )
 
 
-@pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path.stem)
-async def test_a_recorded_history_replays(path: Path) -> None:
-    await replayer().replay_workflow(WorkflowHistory.from_json(path.stem, path.read_text()))
+@pytest.mark.parametrize("name", sorted(HISTORIES))
+async def test_a_recorded_history_replays(name: str) -> None:
+    await replayer().replay_workflow(WorkflowHistory.from_json(name, HISTORIES[name]))
 
 
 def test_there_is_a_history_for_each_way_an_execution_goes() -> None:
-    names = {path.stem for path in HISTORIES}
-    assert {"completed", "failed", "cancelled", "retried", "waiting_caller", "full_argument"} <= names
+    expected = {"completed", "failed", "cancelled", "retried", "waiting_caller", "full_argument"}
+    assert expected <= HISTORIES.keys()
 
 
 async def test_a_changed_workflow_would_be_noticed() -> None:
-    path = next(path for path in HISTORIES if path.stem == "completed")
-    text = path.read_text().replace('"ExecuteGraphton"', '"SomethingElse"')
-    with pytest.raises(Exception, match="(?i)nondeterminism|does not match"):
+    text = HISTORIES["completed"].replace('"ExecuteGraphton"', '"SomethingElse"')
+    with pytest.raises(Exception, match=r"(?i)nondeterminism|does not match"):
         await replayer().replay_workflow(WorkflowHistory.from_json("changed", text))
