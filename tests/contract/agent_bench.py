@@ -27,6 +27,7 @@ from agent_runner.ports.models import Model
 from agent_runner.ports.sandboxes import Sandbox
 from agent_runner.v1.events_pb2 import ExecutionEvent
 from agent_runner.v1.options_pb2 import Limits
+from agent_runner.v1.status_pb2 import Usage
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecutionStatus
 
 QUICK = RetryPolicy(attempts=3, first_delay=0.01)
@@ -108,6 +109,8 @@ class Bench:
     tools: Sequence[Any] = ()
     sub_agents: Sequence[SubAgentSpecification] = ()
     limits: Limits = field(default_factory=Limits)
+    used: Usage = field(default_factory=Usage)
+    used_tool_calls: int = 0
     script_text: str = ""
 
     def turn(self, message: str = "go", thread: str = "thread-1") -> Turn:
@@ -129,6 +132,8 @@ class Bench:
             tools=self.tools,
             sub_agents=self.sub_agents,
             limits=self.limits,
+            used=self.used,
+            used_tool_calls=self.used_tool_calls,
         )
         async with self.factory.open(specification, journal) as session:
             yield session

@@ -19,6 +19,7 @@ from agent_runner.ports.agents import DrainedError, RecordedCall, SubAgentSpecif
 from agent_runner.ports.sandboxes import SandboxSpec
 from agent_runner.v1.events_pb2 import ExecutionEvent
 from agent_runner.v1.options_pb2 import Limits
+from agent_runner.v1.status_pb2 import Usage
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
     SUB_AGENT_COMPLETED,
     TODO_COMPLETED,
@@ -329,6 +330,25 @@ async def test_a_limit_ends_the_turn_by_name(bench: Bench, limits: Limits, word:
     with pytest.raises(LimitReachedError, match=word):
         await bench.run(LOOP, journal=journal)
     assert len(journal.began) == calls
+
+
+@pytest.mark.parametrize(
+    ("limits", "used", "tool_calls", "word"),
+    [
+        (Limits(tokens=500), Usage(input_tokens=400, output_tokens=100), 0, "tokens"),
+        (Limits(cost_usd=0.5), Usage(cost_usd=0.5), 0, "cost_usd"),
+        (Limits(model_calls=7), Usage(model_calls=7), 0, "model_calls"),
+        (Limits(tool_calls=4), Usage(), 4, "tool_calls"),
+    ],
+)
+async def test_what_earlier_attempts_used_counts(
+    bench: Bench, limits: Limits, used: Usage, tool_calls: int, word: str
+) -> None:
+    bench.limits, bench.used, bench.used_tool_calls = limits, used, tool_calls
+    journal = Journal()
+    with pytest.raises(LimitReachedError, match=word):
+        await bench.run(LOOP, journal=journal)
+    assert not journal.began
 
 
 async def test_an_agent_in_a_circle_is_told_and_then_stopped(bench: Bench) -> None:

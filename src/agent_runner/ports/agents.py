@@ -11,6 +11,7 @@ from agent_runner.ports.models import Model
 from agent_runner.ports.sandboxes import Sandbox
 from agent_runner.v1.events_pb2 import ExecutionEvent
 from agent_runner.v1.options_pb2 import Limits
+from agent_runner.v1.status_pb2 import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,9 @@ class AgentSpecification:
         model: fresh for this execution.
         sandbox: where file tools and `execute` work.
         tools: LangChain tools beyond those, such as from MCP servers.
-        limits: what the turn may use; counted over sub-agents too.
+        limits: what the turn may use; counted over sub-agents too. `wall_seconds` is the runner's.
+        used: what earlier attempts of the execution used of the limits: tokens, dollars, model calls.
+        used_tool_calls: and how many tool calls they began.
     """
 
     name: str
@@ -43,6 +46,8 @@ class AgentSpecification:
     tools: Sequence[Any] = ()
     sub_agents: Sequence[SubAgentSpecification] = ()
     limits: Limits = field(default_factory=Limits)
+    used: Usage = field(default_factory=Usage)
+    used_tool_calls: int = 0
 
 
 @dataclass(frozen=True, slots=True)

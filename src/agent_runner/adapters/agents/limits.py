@@ -8,14 +8,22 @@ from agent_runner.v1.status_pb2 import Usage
 
 
 class LimitCounter:
-    """Counts one turn. Each check comes before the call, so a limit is overshot by one call at most."""
+    """Counts one turn. Each check comes before the call, so a limit is overshot by one call at most.
 
-    def __init__(self, limits: Limits) -> None:
+    Args:
+        used: what earlier attempts used.
+        tool_calls: and how many tool calls they began.
+    """
+
+    def __init__(self, limits: Limits, used: Usage | None = None, tool_calls: int = 0) -> None:
         self._limits = limits
         self._model_calls = 0
-        self._tool_calls = 0
+        self._tool_calls = tool_calls
         self._tokens = 0
         self._cost_usd = 0.0
+        if used is not None:
+            self._model_calls = int(used.model_calls)
+            self.used(used)
 
     def before_model_call(self) -> None:
         """Raises LimitReachedError when no further model call is allowed."""

@@ -161,3 +161,9 @@ def test_an_unknown_script_names_the_packaged_ones() -> None:
 @pytest.mark.parametrize("name", packaged_scripts())
 def test_every_packaged_script_is_right(name: str) -> None:
     assert ScriptLibrary().open(name).script.description
+
+
+def test_the_script_in_the_guide_is_right(tmp_path: Path) -> None:
+    guide = Path(__file__).parents[4] / "docs" / "guides" / "models.md"
+    block = guide.read_text().split("```yaml\n")[1].split("```")[0]
+    assert len(opened(tmp_path, block).script.turns) == 3

@@ -11,6 +11,7 @@ from typing import Any
 from deepagents import create_deep_agent
 from deepagents.middleware.subagents import GENERAL_PURPOSE_SUBAGENT
 from langchain.agents.middleware import AgentMiddleware, TodoListMiddleware
+from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from agent_runner.adapters.agents.deepagents.session import DeepAgentSession
 from agent_runner.adapters.agents.limits import LimitCounter
@@ -63,7 +64,7 @@ class DeepAgentsFactory:
         self, specification: AgentSpecification, journal: ToolJournal
     ) -> AsyncIterator[AgentSession]:
         """See `AgentFactory.open`."""
-        limits = LimitCounter(specification.limits)
+        limits = LimitCounter(specification.limits, specification.used, specification.used_tool_calls)
         guards = [
             ToolCalls(journal, limits),
             ModelCalls(specification.model.name, limits, self._retries),
@@ -79,7 +80,7 @@ class DeepAgentsFactory:
         backend: Any,
         guards: list[AgentMiddleware[Any, Any, Any]],
     ) -> Any:
-        return create_deep_agent(
+        graph = create_deep_agent(
             model=specification.model.chat,
             tools=list(specification.tools),
             system_prompt=specification.instructions,
@@ -89,6 +90,14 @@ class DeepAgentsFactory:
             checkpointer=self._checkpoints.saver,
             name=specification.name or None,
         )
+        _prepare_schemas(graph)
+        return graph
+
+
+def _prepare_schemas(graph: Any) -> None:
+    """Make the tools' schemas here, off the event loop, rather than in the first model call."""
+    for tool in graph.nodes["tools"].bound.tools_by_name.values():
+        convert_to_openai_tool(tool)
 
 
 def _sub_agents(specification: AgentSpecification, guards: list[AgentMiddleware[Any, Any, Any]]) -> Any:
