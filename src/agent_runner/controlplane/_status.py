@@ -21,6 +21,7 @@ CODES: Final[Mapping[type[AgentRunnerError], grpc.StatusCode]] = {
     errors.FencedError: grpc.StatusCode.ABORTED,
     errors.PositionError: grpc.StatusCode.OUT_OF_RANGE,
     errors.FailedPreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.SecretUnreadableError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
     errors.SlowWatcherError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.UnavailableError: grpc.StatusCode.UNAVAILABLE,
@@ -29,6 +30,7 @@ CODES: Final[Mapping[type[AgentRunnerError], grpc.StatusCode]] = {
     errors.SandboxRefusedError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.ModelError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.ModelUnavailableError: grpc.StatusCode.UNAVAILABLE,
+    errors.McpServerError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.LimitReachedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.ArtifactError: grpc.StatusCode.DATA_LOSS,
     errors.SettingsError: grpc.StatusCode.FAILED_PRECONDITION,
@@ -37,10 +39,11 @@ CODES: Final[Mapping[type[AgentRunnerError], grpc.StatusCode]] = {
 DOMAIN: Final = "agent-runner"
 """Domain of `google.rpc.ErrorInfo`, whose reason is the name of the error's type."""
 
-# A status travels in HTTP/2 headers, of which clients take 8 KiB.
-_MOST_TEXT: Final = 1000
-_MOST_VIOLATIONS: Final = 10
-_MOST_FIELD_TEXT: Final = 200
+# A status travels in HTTP/2 headers, of which clients take 8 KiB. The text is in there twice, as it is
+# and in the details, and takes three bytes for each that is not ASCII.
+_MOST_TEXT: Final = 800
+_MOST_VIOLATIONS: Final = 8
+_MOST_FIELD_TEXT: Final = 160
 
 
 def code_of(error: AgentRunnerError) -> grpc.StatusCode:
@@ -88,4 +91,6 @@ def _packed(message: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest)
 
 
 def _clipped(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+    """At most that many bytes of UTF-8."""
+    raw = text.encode()
+    return text if len(raw) <= most else raw[: most - 3].decode(errors="ignore") + "…"

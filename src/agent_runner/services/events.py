@@ -85,7 +85,12 @@ class EventService:
             PositionError: `position` leaves a gap.
             InvalidRequestError: an event is not a runner's to send.
         """
-        validate(request)
+        # Rules stand on the request's own fields alone, so the events need not be walked through.
+        validate(
+            AppendEventsRequest(
+                execution_id=request.execution_id, attempt=request.attempt, position=request.position
+            )
+        )
         for number, event in enumerate(request.events):
             _check_event(number, event)
         async with self._logbook.open(request.execution_id) as live:

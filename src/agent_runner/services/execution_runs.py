@@ -152,7 +152,7 @@ class ExecutionRuns:
         )
         await self._watches.mark_started(execution_id)
         self._watches.wake(spec.session_id)
-        log.info("execution started", execution_id=execution_id, session_id=spec.session_id)
+        log.debug("execution started", execution_id=execution_id, session_id=spec.session_id)
 
     async def _has_ended(self, execution_id: str) -> bool:
         try:
