@@ -23,8 +23,9 @@ $(READY): pyproject.toml requirements/dev.lock requirements/bootstrap.lock
 	  { echo "$(PYTHON) cannot make a virtual environment; install its venv module (python3-venv)." >&2; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.lock
 	@echo "Installing the locked packages into .venv ..."
-	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements/dev.lock requirements/bootstrap.lock
+	@$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements/dev.lock requirements/bootstrap.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m compileall -q src
 	@touch $@
 
 demo: $(READY) ## Run an agent that plans, writes a file, runs a command and answers.
