@@ -188,6 +188,22 @@ async def test_lists_filter_by_org_and_by_all_fields_given(store: ResourceStore)
     assert await ids(store.list("agent", fields={"missing": ""})) == []
 
 
+async def test_what_would_be_listed_can_be_counted(store: ResourceStore) -> None:
+    await store.put(resource("ex-1", session="a", phase="PENDING"), expected=0)
+    await store.put(resource("ex-2", session="a", phase="COMPLETED"), expected=0)
+    await store.put(resource("ex-3", session="a", phase="PENDING", org="other"), expected=0)
+    await store.put(resource("se-1", kind="session"), expected=0)
+
+    both = {"session": "a", "phase": "PENDING"}
+    assert await store.count("agent") == 3
+    assert await store.count("agent", org="acme") == 2
+    assert await store.count("agent", fields=both) == 2
+    assert await store.count("agent", fields=both, org="other") == 1
+    assert await store.count("agent", fields=both, before="ex-3") == 1
+    assert await store.count("agent", before="ex-3") == 2
+    assert await store.count("skill") == 0
+
+
 async def test_a_changed_field_is_found_by_its_new_value_only(store: ResourceStore) -> None:
     await store.put(resource("ex-1", phase="PENDING", session="a"), expected=0)
     await store.put(resource("ex-1", phase="COMPLETED"), expected=1)

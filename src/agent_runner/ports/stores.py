@@ -94,6 +94,21 @@ class ResourceStore(Protocol):
         """
         ...
 
+    async def count(
+        self,
+        kind: str,
+        *,
+        org: str | None = None,
+        fields: Mapping[str, str] | None = None,
+        before: str | None = None,
+    ) -> int:
+        """How many `list` would find, without reading them.
+
+        Args:
+            before: count those with smaller ids alone.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class LogHead:

@@ -21,6 +21,7 @@ from agent_runner.errors import (
 from agent_runner.ports.stores import ResourceKey, ResourceStore, StoredResource
 from agent_runner.services._clocks import Clock, NewId, timestamp
 from agent_runner.services._locks import KeyedLocks
+from agent_runner.services.secret_fields import SecretFields
 from agent_runner.services.validation import validate, validate_size
 from ai.stigmer.commons.apiresource.io_pb2 import ApiResourceReference
 from ai.stigmer.commons.apiresource.status_pb2 import ApiResourceAudit, ApiResourceAuditInfo
@@ -48,8 +49,18 @@ class ResourceService(Generic[R]):
     A kind with rules of its own overrides `_check`, or a whole method.
     """
 
-    def __init__(self, spec: KindSpec[R], store: ResourceStore, *, clock: Clock, new_id: NewId) -> None:
+    def __init__(
+        self,
+        spec: KindSpec[R],
+        store: ResourceStore,
+        *,
+        clock: Clock,
+        new_id: NewId,
+        secrets: SecretFields | None = None,
+    ) -> None:
+        """`secrets` seals the variables of what is stored; what is read comes sealed, not clear."""
         self.spec = spec
+        self._secrets = secrets or SecretFields()
         self._store = store
         self._clock = clock
         self._new_id = new_id
@@ -176,13 +187,7 @@ class ResourceService(Generic[R]):
 
     async def count(self, fields: Mapping[str, str] | None = None) -> int:
         """How many there are, of those with the values."""
-        total, before = 0, None
-        while True:
-            rows = await self._store.list(self.spec.name, fields=fields, limit=MOST, before=before)
-            total += len(rows)
-            if len(rows) < MOST:
-                return total
-            before = rows[-1].key.id
+        return await self._store.count(self.spec.name, fields=fields)
 
     async def _check(self, resource: R, before: R | None) -> Mapping[str, str]:
         """Check and complete a resource that is about to be written.
@@ -213,7 +218,9 @@ class ResourceService(Generic[R]):
         return resource
 
     async def _insert(self, resource: R) -> StoredResource:
-        stored = self._stored(resource, await self._check(resource, None))
+        fields = await self._check(resource, None)
+        self._secrets.seal(self.spec.name, resource)
+        stored = self._stored(resource, fields)
         await self._store.put(stored, expected=0)
         return stored
 
@@ -223,6 +230,7 @@ class ResourceService(Generic[R]):
             before = self._parse(stored)
             resource = self._changed(request, before)
             fields = await self._check(resource, before)
+            self._secrets.seal(self.spec.name, resource, before)
             try:
                 await self._store.put(self._stored(resource, fields), expected=stored.version)
             except ConflictError:

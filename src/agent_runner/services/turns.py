@@ -16,6 +16,7 @@ from agent_runner.domain.phases import UNFINISHED_PHASES, phase_name
 from agent_runner.errors import AlreadyExistsError, ConflictError, NotFoundError
 from agent_runner.ports.stores import ResourceKey, ResourceStore, StoredResource
 from agent_runner.services.execution_records import ExecutionRecord
+from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import ExecutionPhase
 
 KIND: Final = "session_turn"
 """Ours alone, no kind of the API: the record's id is the session's, its body the execution's id."""
@@ -72,17 +73,24 @@ class SessionTurns:
         """How many executions of its session come before a pending one."""
         if not record.session_id:
             return 0
-        before = [other for other in await self.unfinished(record.session_id) if other.id < record.id]
-        return len(before)
+        counts = [
+            await self._store.count(
+                AGENT_EXECUTION.name,
+                fields={"session_id": record.session_id, "phase": phase_name(phase)},
+                before=record.id,
+            )
+            for phase in UNFINISHED_PHASES
+        ]
+        return sum(counts)
 
     async def _unfinished(
-        self, session_id: str, phases: tuple[int, ...], limit: int
+        self, session_id: str, phases: tuple[ExecutionPhase.ValueType, ...], limit: int
     ) -> list[ExecutionRecord]:
         found: list[ExecutionRecord] = []
         for phase in phases:
             rows = await self._store.list(
                 AGENT_EXECUTION.name,
-                fields={"session_id": session_id, "phase": phase_name(phase)},  # type: ignore[arg-type]
+                fields={"session_id": session_id, "phase": phase_name(phase)},
                 oldest_first=True,
                 limit=limit,
             )

@@ -78,6 +78,17 @@ class MemoryResourceStore:
         matches.sort(key=lambda resource: resource.key.id, reverse=not oldest_first)
         return matches[: max(limit, 0)]
 
+    async def count(
+        self,
+        kind: str,
+        *,
+        org: str | None = None,
+        fields: Mapping[str, str] | None = None,
+        before: str | None = None,
+    ) -> int:
+        found = await self.list(kind, org=org, fields=fields, before=before, limit=len(self._resources))
+        return len(found)
+
 
 def _slug_of(resource: StoredResource) -> tuple[str, str, str]:
     return resource.key.kind, resource.org, resource.slug

@@ -72,18 +72,23 @@ class MongoDatabase:
             SettingsError: a newer release has written the database.
             UnavailableError: the cluster cannot be reached.
         """
-        with translated():
-            found = await self._schema.find_one({"_id": "version"})
-            version = found["version"] if found else 0
-            if version > SCHEMA_VERSION:
-                raise SettingsError(
-                    f"The MongoDB database has schema version {version}; this release knows up to "
-                    f"{SCHEMA_VERSION}. Use the release that wrote it, or a newer one."
-                )
-            await self._make_indexes()
-            await self._schema.update_one(
-                {"_id": "version"}, {"$max": {"version": SCHEMA_VERSION}}, upsert=True
+        try:
+            with translated():
+                await self._bring_up_to_date()
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def _bring_up_to_date(self) -> None:
+        found = await self._schema.find_one({"_id": "version"})
+        version = found["version"] if found else 0
+        if version > SCHEMA_VERSION:
+            raise SettingsError(
+                f"The MongoDB database has schema version {version}; this release knows up to "
+                f"{SCHEMA_VERSION}. Use the release that wrote it, or a newer one."
             )
+        await self._make_indexes()
+        await self._schema.update_one({"_id": "version"}, {"$max": {"version": SCHEMA_VERSION}}, upsert=True)
 
     async def _make_indexes(self) -> None:
         """Make the indexes of schema 1; those that are there stay."""
@@ -189,17 +194,27 @@ class MongoResourceStore:
     ) -> Sequence[StoredResource]:
         if limit <= 0:  # MongoDB takes 0 for all
             return []
-        query: Document = {"kind": kind}
-        if org is not None:
-            query["org"] = org
-        if fields:
-            query["fields"] = {"$all": _pairs(fields)}
+        query = _query(kind, org, fields)
         edge = after if oldest_first else before
         if edge is not None:
             query["id"] = {"$gt" if oldest_first else "$lt": edge}
         with translated():
             found = self._resources.find(query).sort("id", ASCENDING if oldest_first else DESCENDING)
             return [_resource(document) async for document in found.limit(limit)]
+
+    async def count(
+        self,
+        kind: str,
+        *,
+        org: str | None = None,
+        fields: Mapping[str, str] | None = None,
+        before: str | None = None,
+    ) -> int:
+        query = _query(kind, org, fields)
+        if before is not None:
+            query["id"] = {"$lt": before}
+        with translated():
+            return int(await self._resources.count_documents(query))
 
 
 @contextmanager
@@ -212,6 +227,15 @@ def translated_but_duplicates() -> Any:
         if isinstance(error.__cause__, DuplicateKeyError):
             raise error.__cause__ from None
         raise
+
+
+def _query(kind: str, org: str | None, fields: Mapping[str, str] | None) -> Document:
+    query: Document = {"kind": kind}
+    if org is not None:
+        query["org"] = org
+    if fields:
+        query["fields"] = {"$all": _pairs(fields)}
+    return query
 
 
 def _pairs(fields: Mapping[str, str]) -> list[str]:

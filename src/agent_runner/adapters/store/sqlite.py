@@ -67,6 +67,17 @@ class SqliteResourceStore:
         statement, values = _listing(kind, org, dict(fields or {}), max(limit, 0), edge, oldest_first)
         return await self._database.read(partial(_select_all, statement, values))
 
+    async def count(
+        self,
+        kind: str,
+        *,
+        org: str | None = None,
+        fields: Mapping[str, str] | None = None,
+        before: str | None = None,
+    ) -> int:
+        source, values, _id_column = _matching(kind, org, dict(fields or {}), before, "<")
+        return await self._database.read(partial(_select_count, f"SELECT count(*) {source}", values))
+
 
 def _resource(row: Sequence[Any]) -> StoredResource:
     kind, id_, org, slug, body, version, fields = row
@@ -98,11 +109,20 @@ def _select_by_slug(
 def _listing(
     kind: str, org: str | None, fields: Mapping[str, str], limit: int, edge: str | None, oldest_first: bool
 ) -> tuple[str, Sequence[Any]]:
-    """The statement and its values for a page of resources.
+    """The statement and its values for a page of resources."""
+    order, beyond = ("ASC", ">") if oldest_first else ("DESC", "<")
+    source, values, id_column = _matching(kind, org, fields, edge, beyond)
+    statement = f"SELECT {_COLUMNS} {source} ORDER BY {id_column} {order} LIMIT ?"  # noqa: S608
+    return statement, [*values, limit]
+
+
+def _matching(
+    kind: str, org: str | None, fields: Mapping[str, str], edge: str | None, beyond: str
+) -> tuple[str, Sequence[Any], str]:
+    """FROM and WHERE with their values, and the column that orders them.
 
     The first field's index drives the query when there is one; CROSS JOIN keeps it in front.
     """
-    order, beyond = ("ASC", ">") if oldest_first else ("DESC", "<")
     tables, where, values = "resources r", ["r.kind = ?"], [kind]
     id_column = "r.id"
     for number, (name, value) in enumerate(fields.items()):
@@ -122,11 +142,11 @@ def _listing(
         where, values = [*where, "r.org = ?"], [*values, org]
     if edge is not None:
         where, values = [*where, f"{id_column} {beyond} ?"], [*values, edge]
-    statement = (
-        f"SELECT {_COLUMNS} FROM {tables} WHERE {' AND '.join(where)} "  # noqa: S608
-        f"ORDER BY {id_column} {order} LIMIT ?"
-    )
-    return statement, [*values, limit]
+    return f"FROM {tables} WHERE {' AND '.join(where)}", values, id_column
+
+
+def _select_count(statement: str, values: Sequence[Any], connection: apsw.Connection) -> int:
+    return int(connection.execute(statement, values).get)
 
 
 def _select_all(
