@@ -133,7 +133,8 @@ async def test_a_cancel_by_temporal_alone_ends_a_shell_with_children(world: Stac
 async def test_history_stays_small_whatever_the_run_did(world: Stack, rounds: int) -> None:
     await world.run_worker()
     calls = "\n".join(
-        f"      - {{text: 'round {n} {'x' * 200}', calls: [{{name: ls, args: {{path: /workspace}}}}]}}"
+        f"      - {{text: 'round {n} {'x' * 200}', calls: [{{name: write_todos, args: {{todos: "
+        f"[{{content: 'step {n}', status: in_progress}}]}}}}]}}"
         for n in range(rounds)
     )
     created = await world.create(await world.agent(f"turns:\n  - steps:\n{calls}\n      - done\n"))

@@ -61,6 +61,8 @@ class InvokeAgentExecution:
         try:
             await self._execute(execution, settings)
         except BaseException as error:  # noqa: BLE001 (a cancel is one; whatever it is, the end is stored)
+            if isinstance(error, GeneratorExit):
+                raise  # the worker lets go of a workflow that goes on elsewhere
             ended = _how_it_ended(error)
             await self._store(execution.metadata.id, ended)
             await self._tell_caller(execution, settings)

@@ -49,8 +49,8 @@ class BatchSettings:
 
     Attributes:
         events: after this many, or
-        interval: this long after the batch before; at once when that is longer ago already, and at
-            boundaries of phases and tools.
+        interval: this long after the batch before; at once when that is longer ago already, at
+            boundaries of phases and tools, and when a message begins.
     """
 
     events: int = 10

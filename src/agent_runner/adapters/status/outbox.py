@@ -16,6 +16,7 @@ _KEPT_OUTPUT = 64 << 10
 _URGENT = frozenset(
     (
         "phase_changed",
+        "message_started",  # the first words of an answer are what people wait for
         "tool_call_started",
         "tool_call_completed",
         "tool_call_failed",
