@@ -11,11 +11,13 @@ import structlog
 
 from agent_runner.adapters.announcers.memory import MemoryAnnouncer
 from agent_runner.adapters.artifacts.objects import ObjectArtifactStore
+from agent_runner.adapters.secrets.key_files import open_keyring
 from agent_runner.adapters.store.database import SqliteDatabase
 from agent_runner.adapters.store.sqlite import SqliteEventLog, SqliteResourceStore
 from agent_runner.adapters.temporal.connection import TemporalConnection
 from agent_runner.adapters.workflows.temporal import StarterSettings, TemporalWorkflowStarter
 from agent_runner.bootstrap.data import DataDirectory, held
+from agent_runner.bootstrap.keys import encryption_keys
 from agent_runner.controlplane.server import ControlPlane
 from agent_runner.runner.ends import ServiceEnds
 from agent_runner.runner.worker import ControlPlaneWorker
@@ -50,7 +52,9 @@ async def control_plane(
             MemoryAnnouncer(),
             TemporalWorkflowStarter(connection, starter_settings(settings)),
             artifacts=ObjectArtifactStore.from_url(data.artifacts.as_uri()),
+            secrets=open_keyring(encryption_keys(settings), data.root),
         )
+        await services.variables.sweep()
         api = ControlPlane(
             services,
             address=settings.listen,

@@ -18,3 +18,8 @@ def provider_keys(settings: Settings, environ: Mapping[str, str] | None = None) 
     if settings.key:
         keys.add(settings.key)
     return sorted((key for key in keys if len(key) >= _SHORTEST), key=len, reverse=True)
+
+
+def encryption_keys(settings: Settings) -> str | None:
+    """The keys to stored secrets as the settings have them; None when they are to come from the file."""
+    return settings.encryption_keys.get_secret_value() if settings.encryption_keys else None

@@ -16,6 +16,7 @@ from agent_runner.controlplane.resources import ResourceController, resource_met
 from agent_runner.controlplane.server_info import ServerController
 from agent_runner.controlplane.sessions import SessionController
 from agent_runner.controlplane.skills import SkillController
+from agent_runner.controlplane.variables import VariableController
 from agent_runner.services.container import Services
 from agent_runner.v1 import (
     execution_service_pb2,
@@ -94,6 +95,7 @@ class Routes:
 
     def _add_ours(self, services: Services, server: ServerController) -> None:
         executions = ExecutionController(services.executions, services.watches)
+        variables = VariableController(services.variables, services.keys)
         self._add(
             (execution_service_pb2,),
             {"CancelExecution": executions.cancel},
@@ -104,6 +106,7 @@ class Routes:
             {
                 "StartAttempt": services.events.start_attempt,
                 "AppendEvents": services.events.append,
+                "ResolveEnvironment": variables.resolve,
             },
         )
         skills = SkillController(services.skills)
@@ -118,7 +121,10 @@ class Routes:
         )
         self.handlers.append(skills.push_handler())
         self._add((resource_service_pb2,), {"ListResources": ResourceController(services).list_resources})
-        self._add((server_service_pb2,), {"GetServerInfo": server.get_server_info})
+        self._add(
+            (server_service_pb2,),
+            {"GetServerInfo": server.get_server_info, "RotateKeys": variables.rotate_keys},
+        )
 
     def _add(
         self,

@@ -14,6 +14,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from agent_runner.controlplane._calls import Behavior, Context, guarded
 from agent_runner.errors import InvalidRequestError, SlowWatcherError
+from agent_runner.services.secret_fields import shown
 
 Unary = Callable[[Any], Awaitable[Message]]
 """From a request to its response."""
@@ -59,7 +60,7 @@ def _unary(method: MethodDescriptor, answer: Unary) -> Behavior:
     parse = _parser(method)
 
     async def behavior(request: bytes, _context: Context) -> bytes:
-        return (await answer(parse(request))).SerializeToString()
+        return shown(await answer(parse(request))).SerializeToString()
 
     return behavior
 

@@ -22,6 +22,7 @@ CODES: Final[Mapping[type[AgentRunnerError], grpc.StatusCode]] = {
     errors.PositionError: grpc.StatusCode.OUT_OF_RANGE,
     errors.FailedPreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.SecretUnreadableError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.SecretUnreadableError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
     errors.SlowWatcherError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.UnavailableError: grpc.StatusCode.UNAVAILABLE,
@@ -32,6 +33,7 @@ CODES: Final[Mapping[type[AgentRunnerError], grpc.StatusCode]] = {
     errors.ModelUnavailableError: grpc.StatusCode.UNAVAILABLE,
     errors.McpServerError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.LimitReachedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.McpServerError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.ArtifactError: grpc.StatusCode.DATA_LOSS,
     errors.SettingsError: grpc.StatusCode.FAILED_PRECONDITION,
 }

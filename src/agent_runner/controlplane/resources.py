@@ -13,6 +13,7 @@ from agent_runner.domain.paging import page_by_token
 from agent_runner.errors import InvalidRequestError
 from agent_runner.services.container import Services
 from agent_runner.services.resources import ResourceService
+from agent_runner.services.secret_fields import shown
 from agent_runner.services.validation import validate
 from agent_runner.v1.resource_service_pb2 import ListResourcesRequest, ListResourcesResponse
 
@@ -62,7 +63,7 @@ class ResourceController:
         response = ListResourcesResponse(next_page_token=page.next_token)
         for item in items:
             packed = AnyMessage()
-            packed.Pack(item)
+            packed.Pack(shown(item))
             response.items.append(packed)
         return response
 

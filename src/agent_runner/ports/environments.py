@@ -40,8 +40,10 @@ class ResolvedEnvironment:
 class EnvironmentResolver(Protocol):
     """Asks the control plane."""
 
-    async def resolve(self, execution_id: str, attempt: int) -> ResolvedEnvironment:
+    async def resolve(self, execution_id: str, attempt: int) -> ResolvedEnvironment | None:
         """The environment of an execution this worker holds.
+
+        None from a server that has no such thing: its runners read the layers, and merge them.
 
         Raises:
             FencedError: another attempt holds it.

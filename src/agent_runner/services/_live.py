@@ -14,6 +14,7 @@ from agent_runner.domain.status import StatusFold
 from agent_runner.ports.stores import LogHead
 from agent_runner.services._batches import Tail, pack, varint
 from agent_runner.services.execution_records import ExecutionRecord
+from agent_runner.services.secret_fields import shown
 from agent_runner.v1.events_pb2 import ExecutionEvent
 from agent_runner.v1.status_pb2 import RunStatus
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution, AgentExecutionStatus
@@ -65,6 +66,7 @@ class Live:
     snapshot_bytes: int = 0
     bytes_since_snapshot: int = 0
     rendered: tuple[int, int, int, bytes] = (-1, -1, -1, b"")
+    shown: tuple[bytes, bytes] = (b"", b"")
 
     @property
     def phase(self) -> ExecutionPhase.ValueType:
@@ -125,8 +127,15 @@ class Live:
         assert self.record is not None
         point = (self.seq, self.record.resource.version, self.queue_position)
         if self.rendered[:3] != point:
-            self.rendered = (*point, self._render(self.record.resource.body))
+            self.rendered = (*point, self._render(self._shown_body(self.record)))
         return self.rendered[3]
+
+    def _shown_body(self, record: ExecutionRecord) -> bytes:
+        """The stored execution with its secrets masked; made once per version of the record."""
+        body = record.resource.body
+        if self.shown[0] is not body:
+            self.shown = (body, shown(record.message()).SerializeToString())
+        return self.shown[1]
 
     def _render(self, body: bytes) -> bytes:
         # Serialized messages joined are the messages merged: the stored execution, whose status holds

@@ -14,6 +14,7 @@ from agent_runner.ports.stores import ResourceStore
 from agent_runner.services._clocks import Clock, NewId
 from agent_runner.services.agent_instances import AgentInstanceService
 from agent_runner.services.resources import ResourceService
+from agent_runner.services.secret_fields import SecretFields
 from ai.stigmer.agentic.agent.v1.api_pb2 import Agent
 from ai.stigmer.agentic.agentinstance.v1.api_pb2 import AgentInstance
 
@@ -24,9 +25,15 @@ class AgentService(ResourceService[Agent]):
     """Keeps agents, and the instance by which an agent runs when none is named."""
 
     def __init__(
-        self, store: ResourceStore, instances: AgentInstanceService, *, clock: Clock, new_id: NewId
+        self,
+        store: ResourceStore,
+        instances: AgentInstanceService,
+        *,
+        clock: Clock,
+        new_id: NewId,
+        secrets: SecretFields | None = None,
     ) -> None:
-        super().__init__(AGENT, store, clock=clock, new_id=new_id)
+        super().__init__(AGENT, store, clock=clock, new_id=new_id, secrets=secrets)
         self._instances = instances
 
     async def create(self, request: Agent) -> Agent:

@@ -10,18 +10,22 @@ from typing import Any
 from agent_runner.domain.kinds import ENVIRONMENT, EXECUTION_CONTEXT, MCP_SERVER
 from agent_runner.ports.announcers import Announcer
 from agent_runner.ports.artifacts import ArtifactStore
+from agent_runner.ports.secrets import SecretBox
 from agent_runner.ports.stores import EventLog, ResourceStore
 from agent_runner.ports.workflows import WorkflowStarter
 from agent_runner.services._clocks import Clock, IdSource, utc_now
 from agent_runner.services._logbook import Logbook
 from agent_runner.services.agent_instances import AgentInstanceService
 from agent_runner.services.agents import AgentService
+from agent_runner.services.environments import ExecutionEnvironments
 from agent_runner.services.events import EventService
-from agent_runner.services.execution_records import ExecutionRecords
+from agent_runner.services.execution_records import ExecutionRecord, ExecutionRecords
 from agent_runner.services.execution_runs import ExecutionRuns
 from agent_runner.services.executions import ExecutionService
+from agent_runner.services.key_rotation import KeyRotation
 from agent_runner.services.mcp_servers import McpServerService
 from agent_runner.services.resources import ResourceService
+from agent_runner.services.secret_fields import SecretFields
 from agent_runner.services.sessions import SessionService
 from agent_runner.services.skills import SkillService
 from agent_runner.services.turns import SessionTurns
@@ -38,6 +42,7 @@ class Services:
         runs: starts what may run; `runs.reconcile()` is due at start and from time to time.
         events: what runners write.
         watches: reading executions, once or live.
+        variables: what the holders of executions are given; `variables.sweep()` is due at start.
     """
 
     agents: AgentService
@@ -52,6 +57,8 @@ class Services:
     events: EventService
     watches: WatchService
     workflows: WorkflowStarter
+    variables: ExecutionEnvironments
+    keys: KeyRotation
 
     @property
     def by_kind(self) -> Mapping[int, ResourceService[Any]]:
@@ -71,6 +78,7 @@ class Services:
     async def aclose(self) -> None:
         """Let what was begun in the background come to its end."""
         await self.runs.aclose()
+        await self.variables.aclose()
 
 
 def build_services(
@@ -83,6 +91,7 @@ def build_services(
     clock: Clock = utc_now,
     replicas: bool = False,
     spool: Path | None = None,
+    secrets: SecretBox | None = None,
 ) -> Services:
     """Build the services.
 
@@ -90,15 +99,22 @@ def build_services(
         replicas: True when other processes write to the same stores. Reads then look at the log, rather
             than trust what is in memory; writes are safe either way.
         spool: directory for uploads as they arrive; None: the system's for temporary files.
+        secrets: seals secret variables; None: they are refused.
     """
-    new_id = IdSource(clock)
+    new_id, sealing = IdSource(clock), SecretFields(secrets)
     records, turns = ExecutionRecords(store, clock), SessionTurns(store)
     logbook = Logbook(records, log, announcer, clock=clock, replicas=replicas)
     events, watches = EventService(logbook), WatchService(logbook, turns)
     runs = ExecutionRuns(store, turns=turns, events=events, watches=watches, workflows=workflows, clock=clock)
-    logbook.on_end = runs.ended
+    variables = ExecutionEnvironments(store, log, sealing, clock=clock)
+
+    def ended(record: ExecutionRecord) -> None:
+        runs.ended(record)
+        variables.ended(record)
+
+    logbook.on_end = ended
     instances = AgentInstanceService(store, clock=clock, new_id=new_id)
-    agents = AgentService(store, instances, clock=clock, new_id=new_id)
+    agents = AgentService(store, instances, clock=clock, new_id=new_id, secrets=sealing)
     sessions = SessionService(store, clock=clock, new_id=new_id)
     return Services(
         agents=agents,
@@ -117,13 +133,18 @@ def build_services(
             workflows=workflows,
             clock=clock,
             new_id=new_id,
+            secrets=sealing,
         ),
-        environments=ResourceService(ENVIRONMENT, store, clock=clock, new_id=new_id),
-        execution_contexts=ResourceService(EXECUTION_CONTEXT, store, clock=clock, new_id=new_id),
+        environments=ResourceService(ENVIRONMENT, store, clock=clock, new_id=new_id, secrets=sealing),
+        execution_contexts=ResourceService(
+            EXECUTION_CONTEXT, store, clock=clock, new_id=new_id, secrets=sealing
+        ),
         skills=SkillService(store, artifacts, clock=clock, new_id=new_id, spool=spool),
-        mcp_servers=McpServerService(MCP_SERVER, store, clock=clock, new_id=new_id),
+        mcp_servers=McpServerService(MCP_SERVER, store, clock=clock, new_id=new_id, secrets=sealing),
         runs=runs,
         events=events,
         watches=watches,
         workflows=workflows,
+        variables=variables,
+        keys=KeyRotation(store, sealing),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from agent_runner.domain.paging import MOST
 from agent_runner.domain.phases import UNFINISHED_PHASES, phase_name
 from agent_runner.domain.references import lookup_of
 from agent_runner.errors import (
+    AgentRunnerError,
     AlreadyExistsError,
     FailedPreconditionError,
     FencedError,
@@ -35,6 +37,8 @@ from agent_runner.errors import (
 )
 from agent_runner.ports.stores import EventLog, ResourceKey, ResourceStore, StoredResource
 from agent_runner.services._clocks import Clock, timestamp
+from agent_runner.services._logbook import checked
+from agent_runner.services.execution_records import ExecutionRecord
 from agent_runner.services.secret_fields import SecretFields
 from agent_runner.v1.runner_service_pb2 import (
     ReferencedMcpServer,
@@ -75,6 +79,7 @@ class ExecutionEnvironments:
         self._events = events
         self._secrets = secrets
         self._clock = clock
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def resolve(self, execution_id: str, attempt: int) -> ResolveEnvironmentResponse:
         """The variables, in clear; the same ones for every attempt of an execution.
@@ -85,6 +90,7 @@ class ExecutionEnvironments:
             NotFoundError: the execution, or something it refers to, is not there.
             InvalidRequestError: an environment of another organization is referred to.
         """
+        execution_id = checked(execution_id)
         stored = await self._held(execution_id, attempt)
         parts = await self._parts(AgentExecution.FromString(stored.body))
         known = await self._context(execution_id)
@@ -96,6 +102,23 @@ class ExecutionEnvironments:
         answer = ResolveEnvironmentResponse(variables=_variables(known))
         answer.mcp_servers.extend([server async for server in self._mcp_servers(parts)])
         return answer
+
+    def ended(self, record: ExecutionRecord) -> None:
+        """Forget, in the background, the variables of an execution that has ended."""
+        task = asyncio.create_task(self._forget_quietly(record.id), name=f"forget variables of {record.id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def aclose(self) -> None:
+        """Let what was begun in the background come to its end."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=5)
+
+    async def _forget_quietly(self, execution_id: str) -> None:
+        try:
+            await self.forget(execution_id)
+        except AgentRunnerError as error:
+            log.warning("variables wait for the next sweep", execution_id=execution_id, error=str(error))
 
     async def forget(self, execution_id: str) -> None:
         """Remove the execution's context; nothing happens when there is none."""

@@ -21,6 +21,7 @@ from agent_runner.services._clocks import Clock
 from agent_runner.services._locks import KeyedLocks
 from agent_runner.services.events import EventService
 from agent_runner.services.execution_records import ExecutionRecord
+from agent_runner.services.secret_fields import shown
 from agent_runner.services.turns import SessionTurns
 from agent_runner.services.watching import WatchService
 from agent_runner.v1.events_pb2 import ExecutionEvent, PhaseChanged
@@ -148,7 +149,8 @@ class ExecutionRuns:
             spec.session_id,
             spec.agent_id,
             waiting_caller=bool(spec.callback_token),
-            execution=execution,
+            # What is an argument of a workflow can be read by whoever can see the workflow.
+            execution=shown(execution),
         )
         await self._watches.mark_started(execution_id)
         self._watches.wake(spec.session_id)

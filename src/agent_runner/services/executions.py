@@ -28,6 +28,7 @@ from agent_runner.services.events import EventService
 from agent_runner.services.execution_records import ExecutionRecord, ExecutionRecords, fields_of, key_of
 from agent_runner.services.execution_runs import ExecutionRuns
 from agent_runner.services.resources import Page, ResourceService
+from agent_runner.services.secret_fields import SecretFields
 from agent_runner.services.sessions import SessionService
 from agent_runner.services.turns import SessionTurns
 from agent_runner.services.validation import validate
@@ -83,8 +84,9 @@ class ExecutionService(ResourceService[AgentExecution]):
         workflows: WorkflowStarter,
         clock: Clock,
         new_id: NewId,
+        secrets: SecretFields | None = None,
     ) -> None:
-        super().__init__(AGENT_EXECUTION, store, clock=clock, new_id=new_id)
+        super().__init__(AGENT_EXECUTION, store, clock=clock, new_id=new_id, secrets=secrets)
         self._agents = agents
         self._instances = instances
         self._sessions = sessions
@@ -251,6 +253,7 @@ class ExecutionService(ResourceService[AgentExecution]):
 
     async def _store_new(self, execution: AgentExecution, place: _Place) -> None:
         """Store execution, first event, and what a new session needs, in one go."""
+        self._secrets.seal(self.spec.name, execution)
         stored = self._stored(execution, fields_of(execution, EXECUTION_PENDING))
         ours: list[int] = []
         writes: list[Awaitable[object]] = [self._put_new(stored, ours)]

@@ -40,6 +40,10 @@ class KeyRotation:
         self._store = store
         self._secrets = secrets
 
+    @property
+    def current_key_id(self) -> str:
+        return self._secrets.current_key_id
+
     async def run(self) -> Rotation:
         """Encrypt anew whatever is not encrypted with the current key.
 

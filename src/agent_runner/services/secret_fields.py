@@ -9,15 +9,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from agent_runner.domain.environments import UNSET, violations
 from agent_runner.domain.masking import MASK
-from agent_runner.errors import InvalidRequestError, Violation
+from agent_runner.errors import (
+    FailedPreconditionError,
+    InvalidRequestError,
+    SecretUnreadableError,
+    Violation,
+)
 from agent_runner.ports.secrets import SecretBox, SecretPlace
+from agent_runner.v1.runner_service_pb2 import ResolveEnvironmentResponse
+
+M = TypeVar("M", bound=Message)
 
 
 class Variables(NamedTuple):
@@ -58,6 +66,36 @@ def is_sealed(variable: Any) -> bool:
     return bool(variable.is_secret) and variable.value not in ("", UNSET)
 
 
+def shown(message: M) -> M:
+    """The message as it may leave the server: itself when it has no secrets, else a masked copy.
+
+    What `ResolveEnvironment` answers stays: it is for the holder of an execution, and for nobody else.
+    """
+    if not _fields(message.DESCRIPTOR) or isinstance(message, ResolveEnvironmentResponse):
+        return message
+    if not any(is_sealed(v) for _, data in variables_of(message) for v in data.values()):
+        return message
+    copy = type(message)()
+    copy.CopyFrom(message)
+    mask(copy)
+    return copy
+
+
+class _NoKeys:
+    """A `SecretBox` of a server that was given no keys: it takes no secrets, rather than keep them clear."""
+
+    current_key_id = ""
+
+    def seal(self, value: str, place: SecretPlace) -> str:
+        raise FailedPreconditionError(f"This server has no encryption keys, so it cannot keep {place}.")
+
+    def open(self, sealed: str, place: SecretPlace) -> str:
+        raise SecretUnreadableError(f"This server has no encryption keys, so it cannot read {place}.")
+
+    def key_id(self, sealed: str) -> str:
+        return ""
+
+
 class SecretFields:
     """Seals and opens the secrets of whole resources, in place.
 
@@ -65,8 +103,9 @@ class SecretFields:
     goes out); nothing tells which but where it came from.
     """
 
-    def __init__(self, box: SecretBox) -> None:
-        self._box = box
+    def __init__(self, box: SecretBox | None = None) -> None:
+        """Without a box every secret is refused."""
+        self._box: SecretBox = box or _NoKeys()
 
     def seal(self, kind: str, resource: Any, before: Any | None = None) -> None:
         """Make a clear resource a sealed one.
