@@ -61,11 +61,33 @@ def write(text: str) -> None:
 
 
 def to_dict(message: Message) -> dict[str, Any]:
-    """JSON form with the JSON names of protobuf."""
+    """JSON form with the JSON names of protobuf; entries of maps are sorted, so it is the same each time."""
     from google.protobuf import json_format
 
-    found: dict[str, Any] = json_format.MessageToDict(message)
+    found: dict[str, Any] = _with_sorted_maps(message, json_format.MessageToDict(message))
     return found
+
+
+def _with_sorted_maps(message: Any, value: Any) -> Any:
+    if message.DESCRIPTOR.full_name.startswith("google.protobuf."):
+        return _sorted(value)
+    for target, content in message.ListFields():
+        if target.message_type is None:
+            continue
+        inner = value[target.json_name]
+        if target.message_type.GetOptions().map_entry:
+            value[target.json_name] = _sorted(inner)
+        elif target.is_repeated:
+            value[target.json_name] = [_with_sorted_maps(m, v) for m, v in zip(content, inner, strict=True)]
+        else:
+            value[target.json_name] = _with_sorted_maps(content, inner)
+    return value
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value)}
+    return [_sorted(inner) for inner in value] if isinstance(value, list) else value
 
 
 def to_json(value: Any, *, indent: int | None = 2) -> str:

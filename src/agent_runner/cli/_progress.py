@@ -14,7 +14,7 @@ from typing import IO, Protocol
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
 
-from agent_runner.cli._output import clean, one_line
+from agent_runner.cli._output import clean, one_line, to_dict
 from agent_runner.client.executions import phase_name
 from agent_runner.domain.status import StatusFold, is_terminal
 from agent_runner.v1.events_pb2 import ExecutionEvent
@@ -69,7 +69,7 @@ class JsonLines:
 
     def show(self, event: ExecutionEvent) -> None:
         self._fold.apply(event)
-        self._stream.write(json.dumps(MessageToDict(event), ensure_ascii=False) + "\n")
+        self._stream.write(json.dumps(to_dict(event), ensure_ascii=False) + "\n")
         self._stream.flush()
 
     def say(self, text: str) -> None:
@@ -297,7 +297,7 @@ def answer_of(status: AgentExecutionStatus) -> str:
 def arguments_line(arguments: Struct, width: int = 120) -> str:
     """`path=/a content=…`, each value short."""
     shown = []
-    for name, value in MessageToDict(arguments).items():
+    for name, value in sorted(MessageToDict(arguments).items()):
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         shown.append(f"{name}={one_line(text, 60)}")
     return one_line(" ".join(shown), width)

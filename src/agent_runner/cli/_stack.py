@@ -7,6 +7,7 @@ end; it holds `stack.lock` as long as it lives.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -17,15 +18,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from agent_runner.cli._errors import UNREACHABLE, CommandError
+from agent_runner.errors import SettingsError
 
 READY_WITHIN = timedelta(seconds=60)
 STOP_WITHIN = timedelta(seconds=10)
 _POLL = 0.02
-KEEP = b"k"
-"""What a temporary stack reads from stdin to stay; the end of stdin alone makes it stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,10 @@ def _is_stack(pid: int) -> bool:
 class Starting:
     """A stack that was started in the background and is not known to be ready yet."""
 
-    def __init__(self, process: subprocess.Popen[bytes], data_dir: Path, log: Path, log_start: int) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], data_dir: Path, log: Path, log_start: int, *, temporary: bool
+    ) -> None:
+        self._temporary = temporary
         self._process = process
         self._data_dir = data_dir
         self._log = log
@@ -96,7 +99,7 @@ class Starting:
         deadline = time.monotonic() + within.total_seconds()
         while time.monotonic() < deadline:
             state = running(self._data_dir)
-            if state is not None and state.pid == self._process.pid:
+            if state is not None and state.pid == self._process.pid and self._is_marked(state):
                 return state
             if self._process.poll() is not None:
                 raise self._failed(f"The stack did not start (exit code {self._process.returncode}).")
@@ -109,13 +112,8 @@ class Starting:
         """End it, by force when it does not listen."""
         stop_process(self._process.pid, wait=self._wait)
 
-    def keep(self) -> None:
-        """A temporary one stays from now on."""
-        if self._process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._process.stdin.write(KEEP)
-                self._process.stdin.close()
-            self._process.stdin = None
+    def _is_marked(self, state: StackState) -> bool:
+        return not self._temporary or Stack(self._data_dir, state).temporary
 
     def _wait(self, within: timedelta) -> bool:
         try:
@@ -146,7 +144,8 @@ class Starting:
 def spawn(data_dir: Path, arguments: Sequence[str], *, temporary: bool = False) -> Starting:
     """Start `agent-runner up` in a session of its own, its output in the log."""
     log = log_path(data_dir)
-    log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _make_private(data_dir)
+    log.parent.mkdir(exist_ok=True, mode=0o700)
     command = [
         sys.executable,
         "-m",
@@ -167,56 +166,118 @@ def spawn(data_dir: Path, arguments: Sequence[str], *, temporary: bool = False) 
             env=environment,
             start_new_session=True,
         )
-    return Starting(process, data_dir, log, start)
+    return Starting(process, data_dir, log, start, temporary=temporary)
 
 
 class Stack:
-    """The stack a command works with.
+    """The stack a command works with."""
 
-    Attributes:
-        temporary: it was started for this command alone and ends with it, unless it is kept.
-    """
-
-    def __init__(self, state: StackState, starting: Starting | None = None) -> None:
+    def __init__(self, data_dir: Path, state: StackState) -> None:
         self.state = state
-        self.temporary = starting is not None
-        self._starting = starting
+        self._data_dir = data_dir
+
+    @property
+    def temporary(self) -> bool:
+        """Whether it was started for a command alone and ends with the last one that uses it."""
+        return _read_pid(_temporary_path(self._data_dir)) == self.state.pid
 
     def keep(self) -> None:
-        """Let a temporary one run on."""
-        if self._starting is not None:
-            self._starting.keep()
-            self._starting, self.temporary = None, False
-
-    def stop_if_temporary(self) -> None:
-        if self._starting is not None:
-            self._starting.stop()
+        """Let a temporary one run on without users."""
+        _temporary_path(self._data_dir).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def ensure_running(data_dir: Path, say: Callable[[str], None]) -> Iterator[Stack]:
-    """The stack that runs here, or a temporary one until the context is left."""
-    state = running(data_dir)
-    if state is not None:
-        yield Stack(state)
-        return
-    say("Starting a stack for this run; `agent-runner up` keeps one running.")
+    """The stack that runs here, or a temporary one until its last user leaves the context."""
+    with _using(data_dir) as users:
+        state = running(data_dir)
+        if state is None:
+            say("Starting a stack for this run; `agent-runner up` keeps one running.")
+            state = _start_temporary(data_dir)
+        try:
+            yield Stack(data_dir, state)
+        finally:
+            _stop_after_last_user(data_dir, users)
+
+
+def _start_temporary(data_dir: Path) -> StackState:
     starting = spawn(data_dir, ["--quiet"], temporary=True)
     try:
-        stack = Stack(starting.wait(), starting)
+        return starting.wait()
     except CommandError:
-        # Another command may have been quicker: the directory is held by one stack at a time.
-        if (state := running(data_dir)) is None:
+        # Another command may have been quicker.
+        other = wait_for_other(data_dir)
+        if other is None:
             raise
-        yield Stack(state)
-        return
+        return other
     except BaseException:
         starting.stop()
         raise
+
+
+def wait_for_other(data_dir: Path, within: timedelta = READY_WITHIN) -> StackState | None:
+    """The stack another process is starting here, once it is ready; None when nobody holds the directory."""
+    deadline = time.monotonic() + within.total_seconds()
+    while time.monotonic() < deadline:
+        if (state := running(data_dir)) is not None:
+            return state
+        if not _held(data_dir / "stack.lock"):
+            return None
+        time.sleep(_POLL)
+    return None
+
+
+def _held(path: Path) -> bool:
     try:
-        yield stack
-    finally:
-        stack.stop_if_temporary()
+        with path.open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+@contextlib.contextmanager
+def _using(data_dir: Path) -> Iterator[IO[str]]:
+    """Say that a command uses the stack; waits while one is being stopped."""
+    _make_private(data_dir)
+    with (data_dir / "stack.users").open("a") as users:
+        fcntl.flock(users, fcntl.LOCK_SH)
+        yield users
+
+
+def _stop_after_last_user(data_dir: Path, users: IO[str]) -> None:
+    """Stop a temporary stack unless somebody else uses it; who comes meanwhile waits, then starts anew."""
+    try:
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    state = running(data_dir)
+    if state is not None and Stack(data_dir, state).temporary:
+        stop_process(state.pid, wait=gone(state.pid))
+        forget(data_dir)
+
+
+def _make_private(data_dir: Path) -> None:
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            f"AGENT_RUNNER_DATA_DIR={data_dir} cannot be written to: {error.strerror}. "
+            "Choose a directory of your own."
+        ) from error
+
+
+def _temporary_path(data_dir: Path) -> Path:
+    return data_dir / "stack.temporary"
+
+
+def _read_pid(path: Path) -> int:
+    try:
+        return int(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return 0
 
 
 def stop_process(pid: int, *, wait: Callable[[timedelta], bool], within: timedelta = STOP_WITHIN) -> bool:
@@ -260,8 +321,9 @@ def _is_zombie(pid: int) -> bool:
 
 
 def forget(data_dir: Path) -> None:
-    """Remove the state a killed stack left behind."""
-    state_path(data_dir).unlink(missing_ok=True)
+    """Remove what a stack left behind."""
+    for path in (state_path(data_dir), _temporary_path(data_dir)):
+        path.unlink(missing_ok=True)
 
 
 def follow(path: Path, *, tail: int, keep_on: bool) -> Iterator[str]:
@@ -284,12 +346,28 @@ def _last_lines(log: IO[str], tail: int) -> Sequence[str]:
     return deque(log, maxlen=tail) if tail >= 0 else list(log)
 
 
-def stop_when_stdin_ends(stop: Callable[[], Any]) -> None:
-    """For a temporary stack: `stop` when whoever started it is gone, unless it said to stay first."""
+def end_with_parent(data_dir: Path, stop: Callable[[], object]) -> Callable[[], None]:
+    """For a temporary stack: `stop` when who started it has gone without doing so, and nobody uses it.
+
+    Returns:
+        What to call when the stack is ready: it marks it as temporary.
+    """
     import threading
 
+    ready = threading.Event()
+
     def watch() -> None:
-        if os.read(0, 1) != KEEP:
-            stop()
+        while os.read(0, 4096):
+            pass  # stdin ends with the process that holds its other end
+        with (data_dir / "stack.users").open("a") as users:
+            fcntl.flock(users, fcntl.LOCK_EX)
+            if not ready.is_set() or _read_pid(_temporary_path(data_dir)) == os.getpid():
+                stop()
+                threading.Event().wait()  # holding the lock, so that who comes now waits for the end
+
+    def on_ready() -> None:
+        _temporary_path(data_dir).write_text(str(os.getpid()), encoding="utf-8")
+        ready.set()
 
     threading.Thread(target=watch, name="parent", daemon=True).start()
+    return on_ready

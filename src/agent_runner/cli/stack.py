@@ -58,10 +58,13 @@ def _up_here(listen: str | None, insecure: bool, model: str | None, quiet: bool,
     from agent_runner import bootstrap, settings
 
     loaded = settings.load(listen=listen, insecure=insecure or None, model=model)
+    mark = None
     if temporary:
-        _stack.stop_when_stdin_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
+        mark = _stack.end_with_parent(loaded.data_dir, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
-    def on_ready(*_: object) -> None:
+    def on_ready() -> None:
+        if mark is not None:
+            mark()
         state = _stack.running(loaded.data_dir)
         if state is not None and not quiet:
             _tell_ready(state, "Ctrl-C stops it.")
@@ -73,6 +76,7 @@ def _up_in_background(listen: str | None, insecure: bool, model: str | None, qui
     data_dir = connection().data_dir
     already = _stack.running(data_dir)
     if already is not None:
+        _stack.Stack(data_dir, already).keep()
         note(f"The stack runs already (process {already.pid}, {already.address}).")
         return _errors.OK
     flags = ["--quiet"]
@@ -85,6 +89,12 @@ def _up_in_background(listen: str | None, insecure: bool, model: str | None, qui
     except KeyboardInterrupt:
         starting.stop()
         raise
+    except _errors.CommandError:
+        other = _stack.wait_for_other(data_dir)
+        if other is None:
+            raise
+        note(f"The stack runs already (process {other.pid}, {other.address}).")
+        return _errors.OK
     if not quiet:
         _tell_ready(state, "agent-runner down stops it.")
     return _errors.OK
@@ -108,8 +118,9 @@ def down_command() -> int:
     if state is None:
         note("No stack runs here.")
         return _errors.OK
-    if _stack.stop_process(state.pid, wait=_stack.gone(state.pid)):
-        _stack.forget(data_dir)
+    killed = _stack.stop_process(state.pid, wait=_stack.gone(state.pid))
+    _stack.forget(data_dir)
+    if killed:
         note(f"The stack (process {state.pid}) did not stop within 10 s and was killed. Nothing is lost.")
     else:
         note("The stack is down.")
