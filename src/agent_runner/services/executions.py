@@ -333,6 +333,8 @@ def _check_busy(request: AgentExecution, busy: Sequence[ExecutionRecord]) -> Non
 
 
 def _filter(session_id: str, phase: ExecutionPhase.ValueType) -> Mapping[str, str]:
+    if phase not in ExecutionPhase.values():
+        raise InvalidRequestError.of("phase", f"{phase} is no phase; leave it out for all", "enum.defined_only")
     fields = {"session_id": canonical_id(session_id)} if session_id else {}
     return fields | ({"phase": phase_name(phase)} if phase != EXECUTION_PHASE_UNSPECIFIED else {})
 
