@@ -52,6 +52,7 @@ async def control_plane(
             MemoryAnnouncer(),
             TemporalWorkflowStarter(connection, starter_settings(settings)),
             artifacts=ObjectArtifactStore.from_url(data.artifacts.as_uri()),
+            spool=data.root,
             secrets=open_keyring(encryption_keys(settings), data.root),
         )
         await services.variables.sweep()

@@ -21,6 +21,7 @@ from agent_runner.client.channels import Channel, address_and_key
 from agent_runner.client.executions import Executions
 from agent_runner.client.kinds import AGENT, kind_named
 from agent_runner.client.resources import Resources
+from agent_runner.client.skills import Skills
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class AgentRunner:
         self._channel = Channel(self.address, api_key or default_key)
         self.executions = Executions(self._channel, self.org)
         self.resources = Resources(self._channel, self.org)
+        self.skills = Skills(self._channel, self.org)
 
     async def __aenter__(self) -> AgentRunner:
         return self

@@ -165,6 +165,21 @@ class Channel:
         finally:
             call.cancel()
 
+    async def upload(
+        self, method: str, requests: AsyncIterator[Message], response: type[M], *, timeout: timedelta
+    ) -> M:
+        """Send each request and wait for the one answer; it may come before all were sent.
+
+        Raises:
+            AgentRunnerError: see `agent_runner.client.errors`.
+        """
+        call = self._method(method, self._channel.stream_unary, response)
+        try:
+            answer: M = await call(requests, timeout=timeout.total_seconds(), metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error, self.address) from error
+        return answer
+
     def _method(self, name: str, make: Callable[..., Any], response: type[Message]) -> Callable[..., Any]:
         if name not in self._methods:
             self._methods[name] = make(
