@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -206,9 +207,44 @@ async def test_wrong_calls_fail_and_the_model_goes_on(bench: Bench, call: str, w
     assert not journal.status.sub_agent_executions
 
 
-async def test_broken_arguments_do_not_end_the_turn(bench: Bench) -> None:
-    journal = await bench.run("""turns: [{steps: [{calls: [{name: ls, raw_args: '{"path": '}]}, done]}]""")
-    assert journal.status.messages[-1].content in ("", "done")
+@pytest.mark.parametrize(
+    "raw",
+    [
+        '{"file_path": "/workspace/x", "content": "half',
+        "garbage <x>",
+        "[1, 2]",
+        '"text"',
+    ],
+)
+async def test_arguments_that_did_not_come_whole_run_nothing(bench: Bench, raw: str) -> None:
+    call = f"{{name: write_file, raw_args: {json.dumps(raw)}}}"
+    journal = await bench.run(f"turns: [{{steps: [{{calls: [{call}]}}, 'read: {{{{last_tool_result}}}}']}}]")
+    assert (await bench.sandbox.get(["/workspace/x"]))[0][1] is not None
+    shown = journal.status.tool_calls[0]
+    assert shown.status == TOOL_CALL_FAILED
+    assert "not a whole JSON object" in shown.error
+    assert "not a whole JSON object" in journal.status.messages[-1].content
+
+
+async def test_calls_numbered_anew_in_each_answer_are_kept_apart(bench: Bench) -> None:
+    bench.sub_agents = [HELPER]
+    journal = await bench.run(
+        """
+turns:
+  - when: {system: HELPER}
+    steps: [{calls: [{name: execute, id: call_0, args: {command: echo sub}}]}, sub]
+  - steps:
+      - calls: [{name: execute, id: call_0, args: {command: echo one}}]
+      - calls:
+          - {name: execute, id: call_0, args: {command: echo two}}
+          - {name: execute, id: call_0, args: {command: echo three}}
+          - {name: task, id: call_0, args: {description: x, subagent_type: helper}}
+      - done
+"""
+    )
+    calls = journal.status.tool_calls
+    assert len({c.id for c in calls}) == 5
+    assert sorted(c.result.split()[0] for c in calls) == ["one", "sub", "sub", "three", "two"]
 
 
 async def test_forty_calls_at_once_all_answer(bench: Bench) -> None:

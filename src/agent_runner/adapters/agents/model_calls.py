@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from langchain.agents.middleware import AgentMiddleware
 from langchain.agents.middleware.types import ModelRequest, ModelResponse
 from langchain_core.exceptions import ContextOverflowError, ModelConnectionError
+from langchain_core.messages import AIMessage
 from langgraph.config import get_config, get_stream_writer
 from langgraph.errors import GraphBubbleUp
 
+from agent_runner.adapters.agents.answers import ArgumentWatch, repair
 from agent_runner.adapters.agents.events import message_id, result_of, usage_from
 from agent_runner.adapters.agents.limits import LimitCounter
 from agent_runner.adapters.agents.loops import NOTICE, find_loop
-from agent_runner.adapters.agents.signals import Warned
+from agent_runner.adapters.agents.signals import Warned, all_handed_on
 from agent_runner.adapters.models.failures import Diagnosis, Trouble, diagnose, explain
 from agent_runner.adapters.models.prices import cost_of, price_of
 from agent_runner.errors import AgentRunnerError, LimitReachedError
+from agent_runner.ports.agents import ToolJournal
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +56,22 @@ class ModelCalls(AgentMiddleware[Any, Any, Any]):
 
     Args:
         model: `provider:model`, for errors and prices.
+        journal: knows the tool calls of earlier attempts.
+        arguments: has seen every piece streamed before a barrier is passed.
     """
 
-    def __init__(self, model: str, limits: LimitCounter, retries: RetryPolicy) -> None:
+    def __init__(
+        self,
+        model: str,
+        limits: LimitCounter,
+        retries: RetryPolicy,
+        journal: ToolJournal,
+        arguments: ArgumentWatch,
+    ) -> None:
         super().__init__()
+        self._journal = journal
+        self._arguments = arguments
+        self._call_ids: set[str] = set()
         self._model = model
         self._price = price_of(model)
         self._limits = limits
@@ -79,7 +95,7 @@ class ModelCalls(AgentMiddleware[Any, Any, Any]):
             except Exception as error:  # noqa: BLE001 (whatever a client library raises is explained)
                 await self._wait_or_raise(error, attempt)
             else:
-                self._finish(response)
+                await self._finish(request, response)
                 return response
 
     async def _wait_or_raise(self, error: Exception, attempt: int) -> None:
@@ -91,18 +107,31 @@ class ModelCalls(AgentMiddleware[Any, Any, Any]):
         get_stream_writer()(Warned(f"The provider of {self._model} {busy}; asked again."))
         await asyncio.sleep(delay)
 
-    def _finish(self, response: ModelResponse[Any]) -> None:
-        """Give the answer the id its events have, and count it."""
+    async def _finish(self, request: ModelRequest[Any], response: ModelResponse[Any]) -> None:
+        """Put the answer right, give it the id its events have, and count it."""
         namespace = str(get_config()["metadata"].get("langgraph_checkpoint_ns", ""))
         for message in response.result:
-            if message.type == "ai":
-                if _end_of(message) in _CUT_AT_THE_LIMIT:
-                    get_stream_writer()(Warned("The model's answer was cut at its limit of tokens."))
-                if namespace:
-                    message.id = message_id(namespace.rpartition(":")[2])
-                usage = usage_from(getattr(message, "usage_metadata", None))
-                usage.cost_usd = cost_of(self._price, usage)
-                self._limits.used(usage)
+            if not isinstance(message, AIMessage):
+                continue
+            if _end_of(message) in _CUT_AT_THE_LIMIT:
+                get_stream_writer()(Warned("The model's answer was cut at its limit of tokens."))
+            if message.tool_calls or message.invalid_tool_calls:
+                await all_handed_on(get_stream_writer())
+            before = {call["id"] for m in request.messages for call in getattr(m, "tool_calls", ())}
+            repair(
+                message,
+                message_id(namespace.rpartition(":")[2]),
+                partial(self._is_taken, before),
+                self._arguments.unreadable,
+            )
+            self._call_ids.update(call["id"] or "" for call in message.tool_calls)
+            usage = usage_from(getattr(message, "usage_metadata", None))
+            usage.cost_usd = cost_of(self._price, usage)
+            self._limits.used(usage)
+
+    def _is_taken(self, before: Container[str | None], call_id: str) -> bool:
+        """Whether this id was used before: in the conversation, by a sub-agent, by an earlier attempt."""
+        return call_id in before or call_id in self._call_ids or self._journal.recorded(call_id) is not None
 
 
 def _unlooped(request: ModelRequest[Any]) -> ModelRequest[Any]:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from agent_runner.adapters.agents.answers import ArgumentWatch
 from agent_runner.adapters.agents.events import (
     changed_todos,
     completed_message,
@@ -60,11 +61,18 @@ class Normalizer:
     Args:
         sub_agents: names of the sub-agents there are; `task` calls for others make none.
         cost: US dollars of a model call.
+        arguments: is shown the pieces of tool calls.
     """
 
-    def __init__(self, sub_agents: Collection[str], cost: Callable[[Usage], float] = lambda _: 0.0) -> None:
+    def __init__(
+        self,
+        sub_agents: Collection[str],
+        cost: Callable[[Usage], float] = lambda _: 0.0,
+        arguments: ArgumentWatch | None = None,
+    ) -> None:
         self._names = frozenset(sub_agents)
         self._cost = cost
+        self._arguments = arguments or ArgumentWatch()
         self._streaming: dict[str, _Streaming] = {}
         self._sub_agents: dict[str, str] = {}
         """Task id of a `task` tool call to its tool call id."""
@@ -91,7 +99,12 @@ class Normalizer:
             yield started_message(message.message_id, "", message.sub_agent_id)
         elif message.run_id != chunk.id:
             message.run_id = chunk.id
+            self._arguments.end(message.message_id)
             yield started_message(message.message_id, "", message.sub_agent_id)
+        if chunk.tool_call_chunks:
+            self._arguments.take(message.message_id, chunk)
+        if chunk.chunk_position == "last":
+            self._arguments.end(message.message_id)
         content = chunk.content
         text = content if type(content) is str else text_of(content)
         if text:

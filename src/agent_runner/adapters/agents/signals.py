@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,3 +29,10 @@ class Barrier:
     """Set when all that was streamed before it has been handed on."""
 
     passed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+async def all_handed_on(write: Callable[[Any], None]) -> None:
+    """Wait until everything streamed so far has been handed on; `write` is the engine's stream writer."""
+    barrier = Barrier()
+    write(barrier)
+    await barrier.passed.wait()

@@ -10,8 +10,9 @@ a finished call, since its result, the output and the exit code, is what was ask
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -22,12 +23,13 @@ from langgraph.errors import GraphBubbleUp
 from langgraph.prebuilt.tool_node import ToolCallRequest
 from langgraph.types import Command
 
+from agent_runner.adapters.agents.answers import unreadable_error
 from agent_runner.adapters.agents.events import completed_call, failed_call, result_of, started_call
 from agent_runner.adapters.agents.limits import LimitCounter
 from agent_runner.adapters.agents.normalizer import SUB_AGENT_TOOL
-from agent_runner.adapters.agents.signals import Barrier, ToolOutput
+from agent_runner.adapters.agents.signals import ToolOutput, all_handed_on
 from agent_runner.errors import FencedError, LimitReachedError, ModelError, UnavailableError
-from agent_runner.ports.agents import RecordedCall, ToolJournal
+from agent_runner.ports.agents import RecordedCall, ToolJournal, unmasked
 
 READ_ONLY_TOOLS = frozenset({"ls", "read_file", "glob", "grep", "read", "search", "think", "list_files"})
 # These change nothing but the engine's own state, which a recorded text cannot bring back.
@@ -47,6 +49,9 @@ TODOS_TWICE = (
 
 # What ends the turn, even out of a tool: everything else is for the model to read.
 _ENDS_THE_TURN = (GraphBubbleUp, FencedError, LimitReachedError, ModelError, UnavailableError)
+
+# For a cancelled tool; a sandbox's own limit for this is shorter.
+_CLEAN_UP_SECONDS = 10.0
 
 Result = ToolMessage | Command[Any]
 Handler = Callable[[ToolCallRequest], Awaitable[Result]]
@@ -78,10 +83,14 @@ def report_output(text: str) -> None:
 class ToolCalls(AgentMiddleware[Any, Any, Any]):
     """Keeps the journal of the tool calls of an agent and its sub-agents."""
 
-    def __init__(self, journal: ToolJournal, limits: LimitCounter) -> None:
+    def __init__(
+        self, journal: ToolJournal, limits: LimitCounter, mask: Callable[[Any], Any] = unmasked
+    ) -> None:
+        """`mask` takes secrets out of results, before the model or a checkpoint gets them."""
         super().__init__()
         self._journal = journal
         self._limits = limits
+        self._mask = mask
 
     async def awrap_tool_call(self, request: ToolCallRequest, handler: Handler) -> Result:
         recorded = self._journal.recorded(request.tool_call["id"] or "")
@@ -99,7 +108,7 @@ class ToolCalls(AgentMiddleware[Any, Any, Any]):
         call = request.tool_call
         running = _Running(call["id"] or "", call["name"], _sub_agent.get(), request.runtime.stream_writer)
         # The message that asks for the call is logged before the call.
-        await _all_handed_on(running)
+        await all_handed_on(running.write)
         asking = str(getattr(_asking_message(request), "id", None) or "")
         await self._journal.begin(
             started_call(running.call_id, running.name, call["args"], asking, running.sub_agent_id)
@@ -107,8 +116,10 @@ class ToolCalls(AgentMiddleware[Any, Any, Any]):
         with _context_of(running):
             result = await _ran(request, handler)
         if running.printed:
-            await _all_handed_on(running)
+            await all_handed_on(running.write)
         message = _message_of(result, running.call_id)
+        if message is not None:
+            message.content, message.artifact = self._mask(message.content), self._mask(message.artifact)
         text = result_of(message.content) if message is not None else ""
         if message is not None and message.status == "error":
             await self._journal.finish(failed_call(running.call_id, text, running.sub_agent_id))
@@ -123,10 +134,12 @@ class ToolCalls(AgentMiddleware[Any, Any, Any]):
 
 
 async def _ran(request: ToolCallRequest, handler: Handler) -> Result:
+    if unreadable := unreadable_error(request.tool_call["args"]):
+        return _error(request, unreadable)
     if request.tool_call["name"] in STATE_ONLY_TOOLS and _asked_twice(request):
         return _error(request, TODOS_TWICE)
     try:
-        return await handler(request)
+        return await _cancelled_once(handler(request))
     except _ENDS_THE_TURN:
         raise
     except Exception as error:  # noqa: BLE001 (any tool's error is for the model to read)
@@ -134,10 +147,22 @@ async def _ran(request: ToolCallRequest, handler: Handler) -> Result:
         return _error(request, f"Error: {type(error).__name__}: {words}")
 
 
-async def _all_handed_on(running: _Running) -> None:
-    barrier = Barrier()
-    running.write(barrier)
-    await barrier.passed.wait()
+async def _cancelled_once(work: Awaitable[Result]) -> Result:
+    """Run a tool such that it is cancelled once, however often its caller is, and then left to clean up.
+
+    The engine cancels the calls of a turn that ends more than once; the second would interrupt a tool
+    that waits for its processes to be gone.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.cancel()
+        deadline = asyncio.get_running_loop().time() + _CLEAN_UP_SECONDS
+        while not task.done() and (left := deadline - asyncio.get_running_loop().time()) > 0:
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({task}, timeout=left)
+        raise
 
 
 @contextmanager

@@ -111,6 +111,7 @@ def plain(data: Any) -> Any:
         return {"signal": type(data).__name__, **fields}
     if hasattr(data, "type") and hasattr(data, "content"):
         wanted = ("type", "id", "content", "name", "tool_calls", "usage_metadata", "tool_call_id", "status")
+        wanted += ("tool_call_chunks", "chunk_position")
         return {name: plain(getattr(data, name)) for name in wanted if getattr(data, name, None)}
     if isinstance(data, dict):
         return {str(key): plain(value) for key, value in data.items()}

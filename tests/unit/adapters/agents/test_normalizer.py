@@ -18,6 +18,15 @@ from agent_runner.v1.events_pb2 import ExecutionEvent
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecutionStatus
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import TOOL_CALL_COMPLETED, TOOL_CALL_FAILED
 
+EMPTY: dict[str, Any] = {
+    "id": None,
+    "content": "",
+    "usage_metadata": None,
+    "tool_calls": [],
+    "tool_call_chunks": [],
+    "chunk_position": None,
+    "status": "",
+}
 STREAMS = Path(__file__).parents[2] / "data" / "streams"
 
 
@@ -32,8 +41,7 @@ def revived(data: Any) -> Any:
         return getattr(signals, data["signal"])(**fields)
     fields = {key: revived(value) for key, value in data.items()}
     if data.get("type") in ("ai", "human", "tool", "AIMessageChunk"):
-        empty = {"id": None, "content": "", "usage_metadata": None, "tool_calls": [], "status": ""}
-        return SimpleNamespace(**{**empty, **fields})
+        return SimpleNamespace(**{**EMPTY, **fields})
     return fields
 
 

@@ -13,6 +13,7 @@ from deepagents.middleware.subagents import GENERAL_PURPOSE_SUBAGENT
 from langchain.agents.middleware import AgentMiddleware, TodoListMiddleware
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
+from agent_runner.adapters.agents.answers import ArgumentWatch
 from agent_runner.adapters.agents.deepagents.session import DeepAgentSession
 from agent_runner.adapters.agents.limits import LimitCounter
 from agent_runner.adapters.agents.model_calls import ModelCalls, RetryPolicy
@@ -65,14 +66,17 @@ class DeepAgentsFactory:
     ) -> AsyncIterator[AgentSession]:
         """See `AgentFactory.open`."""
         limits = LimitCounter(specification.limits, specification.used, specification.used_tool_calls)
+        arguments = ArgumentWatch()
         guards = [
-            ToolCalls(journal, limits),
-            ModelCalls(specification.model.name, limits, self._retries),
+            ToolCalls(journal, limits, specification.mask),
+            ModelCalls(specification.model.name, limits, self._retries, journal, arguments),
         ]
         # The backend needs the loop it is made on; the graph takes milliseconds of schemas.
         backend = SandboxBackend(specification.sandbox, on_output=report_output)
         graph = await asyncio.to_thread(self._build, specification, backend, guards)
-        yield DeepAgentSession(graph, specification, journal, self._checkpoints, self._recursion_limit)
+        yield DeepAgentSession(
+            graph, specification, journal, arguments, self._checkpoints.saver, self._recursion_limit
+        )
 
     def _build(
         self,

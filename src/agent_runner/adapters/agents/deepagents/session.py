@@ -15,6 +15,7 @@ from langchain_core.messages import HumanMessage
 from langgraph.errors import GraphDrained, GraphRecursionError
 from langgraph.runtime import RunControl
 
+from agent_runner.adapters.agents.answers import ArgumentWatch
 from agent_runner.adapters.agents.events import (
     changed_todos,
     completed_message,
@@ -27,7 +28,7 @@ from agent_runner.adapters.agents.signals import Barrier
 from agent_runner.adapters.models.failures import diagnose, explain
 from agent_runner.adapters.models.prices import cost_of, price_of
 from agent_runner.errors import LimitReachedError
-from agent_runner.ports.agents import AgentSpecification, Checkpoints, DrainedError, ToolJournal, Turn
+from agent_runner.ports.agents import AgentSpecification, DrainedError, ToolJournal, Turn
 from agent_runner.v1.events_pb2 import ExecutionEvent, SubAgentCompleted
 
 STREAM_MODES = ["messages", "tasks", "custom"]
@@ -65,13 +66,15 @@ class DeepAgentSession:
         graph: Any,
         specification: AgentSpecification,
         journal: ToolJournal,
-        checkpoints: Checkpoints,
+        arguments: ArgumentWatch,
+        saver: Any,
         recursion_limit: int,
     ) -> None:
         self._graph = graph
         self._specification = specification
         self._journal = journal
-        self._saver = checkpoints.saver
+        self._arguments = arguments
+        self._saver = saver
         self._recursion_limit = recursion_limit
         self._control = RunControl()
 
@@ -108,7 +111,7 @@ class DeepAgentSession:
         specification = self._specification
         names = {sub_agent.name for sub_agent in specification.sub_agents}
         cost = partial(cost_of, price_of(specification.model.name))
-        normalizer = Normalizer(names | {GENERAL_PURPOSE_SUBAGENT["name"]}, cost)
+        normalizer = Normalizer(names | {GENERAL_PURPOSE_SUBAGENT["name"]}, cost, self._arguments)
         stream = self._graph.astream(
             given,
             self._config(turn),
