@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from agent_runner.domain.masking import LiveSecrets
 from agent_runner.settings import Settings
 
 __all__ = ["doctor", "run_server", "run_stack", "run_worker"]
@@ -24,8 +25,8 @@ def run_stack(settings: Settings, on_ready: Callable[[], None]) -> int:
     from agent_runner.bootstrap.process import run_service
     from agent_runner.bootstrap.stack import serve_stack
 
-    _configure_logs(settings)
-    return run_service(lambda stop: serve_stack(settings, stop, on_ready))
+    secrets = _configure_logs(settings)
+    return run_service(lambda stop: serve_stack(settings, stop, on_ready, secrets))
 
 
 def run_server(settings: Settings) -> int:
@@ -42,8 +43,8 @@ def run_worker(settings: Settings) -> int:
     from agent_runner.bootstrap.process import run_service
     from agent_runner.bootstrap.runner import serve_runner
 
-    _configure_logs(settings)
-    return run_service(lambda stop: serve_runner(settings, stop))
+    secrets = _configure_logs(settings)
+    return run_service(lambda stop: serve_runner(settings, stop, secrets))
 
 
 def doctor(settings: Settings) -> Iterator[tuple[str, bool, str]]:
@@ -53,10 +54,14 @@ def doctor(settings: Settings) -> Iterator[tuple[str, bool, str]]:
     return checks(settings)
 
 
-def _configure_logs(settings: Settings) -> None:
+def _configure_logs(settings: Settings) -> LiveSecrets:
+    """Set up logging; returns what learns which secrets of executions it must not show."""
     from agent_runner import logs
     from agent_runner.bootstrap.keys import provider_keys
 
     redaction = logs.configure(settings.log_level, settings.log_format)
     for secret in provider_keys(settings):
         redaction.add(lambda text, secret=secret: text.replace(secret, logs.MASK))  # type: ignore[misc]
+    secrets = LiveSecrets()
+    redaction.add(secrets.text)
+    return secrets

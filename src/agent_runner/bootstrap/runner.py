@@ -10,8 +10,11 @@ from contextlib import asynccontextmanager
 import structlog
 
 from agent_runner.adapters.agents.deepagents import DeepAgentsFactory
+from agent_runner.adapters.agents.tool_calls import report_output
 from agent_runner.adapters.checkpoints.sqlite import SqliteCheckpoints
+from agent_runner.adapters.controlplane.environments import GrpcEnvironmentResolver
 from agent_runner.adapters.controlplane.resources import GrpcResourceReader
+from agent_runner.adapters.mcp.connector import McpSessions
 from agent_runner.adapters.models.resolver import DefaultModelResolver
 from agent_runner.adapters.skills.cache import SkillCache
 from agent_runner.adapters.skills.grpc import GrpcSkillReader
@@ -22,6 +25,7 @@ from agent_runner.bootstrap.controlplane import once_connected
 from agent_runner.bootstrap.data import DataDirectory
 from agent_runner.bootstrap.sandboxes import sandbox_provider
 from agent_runner.client.channels import Channel
+from agent_runner.domain.masking import LiveSecrets
 from agent_runner.errors import SettingsError
 from agent_runner.runner.attempts import Parts
 from agent_runner.runner.worker import RunnerWorker, WorkerSettings
@@ -31,22 +35,30 @@ from agent_runner.settings import Settings
 log = structlog.get_logger(__name__)
 
 
-async def serve_runner(settings: Settings, stop: asyncio.Event) -> None:
+async def serve_runner(settings: Settings, stop: asyncio.Event, secrets: LiveSecrets | None = None) -> None:
     """Take executions until told to stop; Temporal and the control plane may come later."""
     data = DataDirectory(settings.data_dir)
     data.prepare()
     connection = TemporalConnection(settings.temporal_address)
-    async with runner(settings, data, connection, settings.address):
+    async with runner(settings, data, connection, settings.address, secrets):
         log.info("runner is ready", server=settings.address, temporal=connection.address)
         await stop.wait()
 
 
 @asynccontextmanager
 async def runner(
-    settings: Settings, data: DataDirectory, connection: TemporalConnection, address: str
+    settings: Settings,
+    data: DataDirectory,
+    connection: TemporalConnection,
+    address: str,
+    secrets: LiveSecrets | None = None,
 ) -> AsyncIterator[None]:
-    """A runner that takes executions from the task queue while the context is open."""
-    async with parts(settings, data, address) as made:
+    """A runner that takes executions from the task queue while the context is open.
+
+    Args:
+        secrets: learns what the logs must not show.
+    """
+    async with parts(settings, data, address, secrets) as made:
 
         async def run_agents() -> None:
             worker = RunnerWorker(
@@ -62,7 +74,9 @@ async def runner(
 
 
 @asynccontextmanager
-async def parts(settings: Settings, data: DataDirectory, address: str) -> AsyncIterator[Parts]:
+async def parts(
+    settings: Settings, data: DataDirectory, address: str, secrets: LiveSecrets | None = None
+) -> AsyncIterator[Parts]:
     """What a worker runs agents with, open."""
     if settings.engine != "deepagents":
         raise SettingsError(f"engine={settings.engine} is not installed here. Unset it to use deepagents.")
@@ -78,6 +92,9 @@ async def parts(settings: Settings, data: DataDirectory, address: str) -> AsyncI
                 models=DefaultModelResolver(dict(os.environ), settings.model),
                 agents=DeepAgentsFactory(checkpoints),
                 skills=SkillLoader(skills, SkillCache(data.skills, skills)),
+                environments=GrpcEnvironmentResolver(channel),
+                mcp=McpSessions(on_progress=report_output),
+                secrets=secrets or LiveSecrets(),
             )
     finally:
         await sandboxes.aclose()

@@ -16,12 +16,18 @@ from agent_runner.adapters.temporal.connection import TemporalConnection
 from agent_runner.adapters.temporal.managed import ManagedTemporal
 from agent_runner.bootstrap.controlplane import DISTRIBUTION, control_plane
 from agent_runner.bootstrap.data import DataDirectory, StackState, held
+from agent_runner.domain.masking import LiveSecrets
 from agent_runner.settings import Settings
 
 log = structlog.get_logger(__name__)
 
 
-async def serve_stack(settings: Settings, stop: asyncio.Event, on_ready: Callable[[], None]) -> None:
+async def serve_stack(
+    settings: Settings,
+    stop: asyncio.Event,
+    on_ready: Callable[[], None],
+    secrets: LiveSecrets | None = None,
+) -> None:
     """Serve until told to stop.
 
     Raises:
@@ -38,7 +44,7 @@ async def serve_stack(settings: Settings, stop: asyncio.Event, on_ready: Callabl
             connection, module = await asyncio.gather(_temporal(settings, data, stack), importing)
             await connection.wait()
             address = await stack.enter_async_context(control_plane(settings, data, connection))
-            await stack.enter_async_context(module.runner(settings, data, connection, address))
+            await stack.enter_async_context(module.runner(settings, data, connection, address, secrets))
             _state(address, connection).write(data.state)
             log.info("stack is ready", address=address, temporal=connection.address)
             on_ready()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -12,6 +12,11 @@ from agent_runner.ports.sandboxes import Sandbox
 from agent_runner.v1.events_pb2 import ExecutionEvent
 from agent_runner.v1.options_pb2 import Limits
 from agent_runner.v1.status_pb2 import Usage
+
+
+def unmasked(value: Any) -> Any:
+    """For agents without secrets: the value as it is."""
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,8 @@ class AgentSpecification:
         limits: what the turn may use; counted over sub-agents too. `wall_seconds` is the runner's.
         used: what earlier attempts of the execution used of the limits: tokens, dollars, model calls.
         used_tool_calls: and how many tool calls they began.
+        mask: takes the secrets out of text, also inside mappings and lists. Applied to what a tool gives
+            before the model, the journal and the checkpoints get it.
     """
 
     name: str
@@ -48,6 +55,7 @@ class AgentSpecification:
     limits: Limits = field(default_factory=Limits)
     used: Usage = field(default_factory=Usage)
     used_tool_calls: int = 0
+    mask: Callable[[Any], Any] = unmasked
 
 
 @dataclass(frozen=True, slots=True)
