@@ -6,9 +6,12 @@ Nothing heavy is imported before it is used, since the command line starts here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
-from agent_runner.domain.masking import LiveSecrets
 from agent_runner.settings import Settings
+
+if TYPE_CHECKING:
+    from agent_runner.domain.masking import LiveSecrets
 
 __all__ = ["doctor", "run_server", "run_stack", "run_worker"]
 
@@ -58,6 +61,7 @@ def _configure_logs(settings: Settings) -> LiveSecrets:
     """Set up logging; returns what learns which secrets of executions it must not show."""
     from agent_runner import logs
     from agent_runner.bootstrap.keys import provider_keys
+    from agent_runner.domain.masking import LiveSecrets
 
     redaction = logs.configure(settings.log_level, settings.log_format)
     for secret in provider_keys(settings):
