@@ -6,44 +6,28 @@ import asyncio
 import contextlib
 import os
 import platform
-from collections.abc import AsyncIterator, Awaitable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable
 from datetime import UTC, datetime, timedelta
 
 import structlog
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from agent_runner.domain.masking import LiveSecrets, Masker
+from agent_runner.domain.masking import Masker
 from agent_runner.domain.status import is_terminal
 from agent_runner.errors import (
     AgentRunnerError,
     FailedPreconditionError,
-    LimitReachedError,
     NotFoundError,
     UnavailableError,
 )
-from agent_runner.ports.agents import AgentFactory, AgentSession, AgentSpecification, DrainedError, Turn
-from agent_runner.ports.models import ModelResolver
-from agent_runner.ports.resource_readers import ResourceReader
-from agent_runner.ports.sandboxes import Sandbox, SandboxProvider, SandboxSpec
-from agent_runner.ports.status_sinks import AttemptOf, Grant, StatusSink, StatusSinks
-from agent_runner.runner import turns
+from agent_runner.ports.agents import DrainedError, Turn
+from agent_runner.ports.status_sinks import AttemptOf, Grant, StatusSink
 from agent_runner.runner.failures import as_failure, drained, final, short
 from agent_runner.runner.payloads import EXECUTION_CANCELLED, EXECUTION_FAILED
-from agent_runner.runner.reporting import MaskedReport
 from agent_runner.runner.results import summary
-from agent_runner.services.skill_loading import LoadedSkills, SkillLoader
-from agent_runner.v1.events_pb2 import (
-    ExecutionEvent,
-    MessageCompleted,
-    MessageStarted,
-    PhaseChanged,
-    RunDescribed,
-    WarningRaised,
-)
-from agent_runner.v1.options_pb2 import Limits
-from ai.stigmer.agentic.agent.v1.api_pb2 import Agent
+from agent_runner.runner.running import Parts
+from agent_runner.v1.events_pb2 import ExecutionEvent, PhaseChanged, WarningRaised
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution, AgentExecutionStatus
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
     EXECUTION_CANCELLED as CANCELLED,
@@ -54,11 +38,10 @@ from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
     EXECUTION_FAILED as FAILED,
 )
-from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
-    EXECUTION_IN_PROGRESS as IN_PROGRESS,
-)
-from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import MESSAGE_HUMAN, ExecutionPhase
+from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import ExecutionPhase
 from ai.stigmer.agentic.agentexecution.v1.spec_pb2 import AgentExecutionSpec
+
+__all__ = ["Attempt", "Parts", "worker_name"]
 
 log = structlog.get_logger(__name__)
 
@@ -69,24 +52,6 @@ _UNWIND = timedelta(seconds=10)
 """For an agent to let go of model, tools and sandbox when it is stopped."""
 _LAST_WORDS = timedelta(seconds=30)
 """For reporting a cancel or a retry, which the workflow makes up for when it does not arrive."""
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What a worker runs agents with.
-
-    Attributes:
-        skills: None on a worker that cannot bring skills to its sandboxes.
-        secrets: learns what this process must keep out of its logs.
-    """
-
-    sinks: StatusSinks
-    reader: ResourceReader
-    sandboxes: SandboxProvider
-    models: ModelResolver
-    agents: AgentFactory
-    skills: SkillLoader | None = None
-    secrets: LiveSecrets = field(default_factory=LiveSecrets)
 
 
 def worker_name() -> str:
@@ -173,7 +138,8 @@ class Attempt:
 
     async def _run_and_report(self, sink: StatusSink, grant: Grant) -> AgentExecutionStatus:
         spec = self._spec(grant.execution)
-        turn = asyncio.create_task(self._turn(sink, spec, grant.execution.status))
+        running = TurnRun(self._parts, sink, grant, spec, self._turn_of(spec), self._learn)
+        turn = asyncio.create_task(running.run(), name=f"turn of {self._execution_id}")
         stop = asyncio.create_task(sink.wait_stop())
         try:
             await asyncio.wait({turn, stop}, timeout=self._time_left(), return_when=asyncio.FIRST_COMPLETED)
@@ -197,6 +163,14 @@ class Attempt:
         """The stored one, which has all fields; the argument's where a foreign server has less there."""
         return stored.spec if stored.spec.message or not self._argument.spec.message else self._argument.spec
 
+    def _turn_of(self, spec: AgentExecutionSpec) -> Turn:
+        return Turn(self._execution_id, self._thread_id, spec.message)
+
+    def _learn(self, masker: Masker) -> None:
+        """From here on the secrets are known; they stay out of errors and this process's logs."""
+        self._masker = masker
+        self._secrets.enter_context(self._parts.secrets.hold(masker))
+
     def _time_left(self) -> float | None:
         """Seconds until this attempt must be over; None when its time is not limited."""
         limit = self._info.start_to_close_timeout
@@ -204,96 +178,6 @@ class Attempt:
             return None
         margin = min(_MARGIN, limit / 10)
         return (self._info.started_time + limit - margin - datetime.now(UTC)).total_seconds()
-
-    # The turn
-
-    async def _turn(self, sink: StatusSink, spec: AgentExecutionSpec, before: AgentExecutionStatus) -> None:
-        self._greet(sink, spec, before)
-        plan = await turns.plan(self._parts.reader, spec)
-        self._masker = Masker(plan.environment.secrets.values())
-        self._secrets.enter_context(self._parts.secrets.hold(self._masker))
-        limits = turns.limits(spec, plan.agent)
-        turn = Turn(self._execution_id, self._thread_id, spec.message)
-        report = MaskedReport(sink, self._masker)
-        async with (
-            self._wall_limit(limits.wall_seconds, before),
-            self._skills(plan.agent, before) as skills,
-            self._parts.agents.open(await self._specify(sink, plan, skills, limits), report) as session,
-            _drained_on_shutdown(session),
-        ):
-            async for event in session.run(turn):
-                report.emit(event)
-
-    def _skills(
-        self, agent: Agent, before: AgentExecutionStatus
-    ) -> contextlib.AbstractAsyncContextManager[LoadedSkills]:
-        if self._parts.skills is not None:
-            return self._parts.skills.load(agent, pinned=before.run.skills)
-        return contextlib.nullcontext(turns.no_skills(agent))
-
-    async def _specify(
-        self, sink: StatusSink, plan: turns.Plan, skills: LoadedSkills, limits: Limits
-    ) -> AgentSpecification:
-        """Everything the engine needs, made; what it is, told to those who watch."""
-        wishes = turns.model_wishes(plan.spec, plan.agent)
-        sandbox, model = await asyncio.gather(
-            self._sandbox(plan, skills),
-            # Loads the provider's library.
-            asyncio.to_thread(self._parts.models.resolve, *wishes),
-        )
-        described = RunDescribed(
-            model=model.name, engine=self._parts.agents.engine, sandbox_id=sandbox.id, skills=skills.used
-        )
-        sink.emit(ExecutionEvent(run_described=described))
-        for text in (model.notice, *sandbox.warnings, *plan.warnings, *skills.warnings):
-            if text:
-                sink.emit(ExecutionEvent(warning_raised=WarningRaised(text=self._masker.text(text))))
-        return AgentSpecification(
-            name=plan.agent.metadata.slug,
-            instructions=turns.instructions(plan.agent, skills),
-            model=model,
-            sandbox=sandbox,
-            sub_agents=turns.sub_agents(plan.agent, skills),
-            limits=limits,
-        )
-
-    def _greet(self, sink: StatusSink, spec: AgentExecutionSpec, before: AgentExecutionStatus) -> None:
-        """What a watcher sees before the agent is there."""
-        if before.phase != IN_PROGRESS:
-            sink.emit(ExecutionEvent(phase_changed=PhaseChanged(phase=IN_PROGRESS)))
-        if any(message.type == MESSAGE_HUMAN for message in before.messages):
-            return
-        message_id = f"human-{self._execution_id}"
-        started = MessageStarted(message_id=message_id, type=MESSAGE_HUMAN, content=spec.message)
-        sink.emit(ExecutionEvent(message_started=started))
-        sink.emit(ExecutionEvent(message_completed=MessageCompleted(message_id=message_id)))
-
-    async def _sandbox(self, plan: turns.Plan, skills: LoadedSkills) -> Sandbox:
-        return await self._parts.sandboxes.ensure(
-            SandboxSpec(
-                session_id=plan.session.metadata.id or self._thread_id,
-                env=plan.environment.values,
-                skills=skills.paths,
-                previous_id=plan.session.spec.sandbox_id,
-            )
-        )
-
-    @contextlib.asynccontextmanager
-    async def _wall_limit(self, seconds: int, before: AgentExecutionStatus) -> AsyncIterator[None]:
-        """Ends the turn when the execution, earlier attempts included, has taken `seconds`; 0 never does."""
-        if not seconds:
-            yield
-            return
-        began = datetime.fromisoformat(before.started_at) if before.started_at else datetime.now(UTC)
-        left = seconds - (datetime.now(UTC) - began).total_seconds()
-        limit = asyncio.timeout(max(left, 0))
-        try:
-            async with limit:
-                yield
-        except TimeoutError:
-            if limit.expired():
-                raise LimitReachedError("wall_seconds", seconds) from None
-            raise
 
     # The ways to end
 
@@ -364,21 +248,6 @@ class Attempt:
     def _text(self, error: BaseException) -> str:
         text = str(error) if isinstance(error, AgentRunnerError) else f"{type(error).__name__}: {error}"
         return short(self._masker.text(text))
-
-
-@contextlib.asynccontextmanager
-async def _drained_on_shutdown(session: AgentSession) -> AsyncIterator[None]:
-    """Ask the turn to stop after its super-step when the worker is told to stop."""
-
-    async def wait() -> None:
-        await activity.wait_for_worker_shutdown()
-        session.request_drain("The worker stops")
-
-    waiting = asyncio.create_task(wait(), name="wait for shutdown")
-    try:
-        yield
-    finally:
-        waiting.cancel()
 
 
 async def _end(task: asyncio.Task[None]) -> None:

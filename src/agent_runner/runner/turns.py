@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agent_runner.domain import environments
-from agent_runner.domain.environments import MergedEnvironment
 from agent_runner.errors import FailedPreconditionError
 from agent_runner.ports.agents import SubAgentSpecification
+from agent_runner.ports.environments import EnvironmentResolver, ResolvedEnvironment
+from agent_runner.ports.mcp import McpTools
 from agent_runner.ports.resource_readers import ResourceReader
 from agent_runner.services.skill_loading import LoadedSkills
 from agent_runner.v1.options_pb2 import Limits, ModelOptions
@@ -32,39 +33,63 @@ class Plan:
         warnings: what the run goes on without.
     """
 
-    spec: AgentExecutionSpec
     session: Session
     agent: Agent
-    environment: MergedEnvironment
+    environment: ResolvedEnvironment
     warnings: Sequence[str] = ()
 
 
-async def plan(reader: ResourceReader, spec: AgentExecutionSpec) -> Plan:
-    """Read session, instance, agent and environments by id.
+async def plan(
+    reader: ResourceReader,
+    resolver: EnvironmentResolver | None,
+    spec: AgentExecutionSpec,
+    execution_id: str,
+    attempt: int,
+) -> Plan:
+    """Read session, instance, agent and variables.
 
     Raises:
         NotFoundError: one of them is gone.
         FailedPreconditionError: a variable the agent asks for has no value.
     """
-    session, instance = Session(), AgentInstance()
-    agent_id = spec.agent_id
-    if spec.session_id:
-        session = await reader.session(spec.session_id)
-        instance = await reader.instance(session.spec.agent_instance_id)
-        agent_id = instance.spec.agent_id
-    agent, layers = await asyncio.gather(reader.agent(agent_id), _environments(reader, instance))
-    environment = environments.resolve(
-        agent.spec.env_spec.data,
-        [(layer.metadata.slug, layer.spec.data) for layer in layers],
-        spec.runtime_env,
+    (session, instance, agent), resolved = await asyncio.gather(
+        _agent_of(reader, spec), _resolved(resolver, execution_id, attempt)
     )
+    environment = resolved or await _merged(reader, spec, instance, agent)
     if environment.missing:
         names = ", ".join(environment.missing)
         raise FailedPreconditionError(
             f"Agent {agent.metadata.slug!r} needs a value for {names}. Set it in an environment of the "
             "instance, or give it with the execution."
         )
-    return Plan(spec, session, agent, environment, _without(agent))
+    return Plan(session, agent, environment)
+
+
+async def _agent_of(reader: ResourceReader, spec: AgentExecutionSpec) -> tuple[Session, AgentInstance, Agent]:
+    if not spec.session_id:
+        return Session(), AgentInstance(), await reader.agent(spec.agent_id)
+    session = await reader.session(spec.session_id)
+    instance = await reader.instance(session.spec.agent_instance_id)
+    return session, instance, await reader.agent(instance.spec.agent_id)
+
+
+async def _resolved(
+    resolver: EnvironmentResolver | None, execution_id: str, attempt: int
+) -> ResolvedEnvironment | None:
+    return None if resolver is None else await resolver.resolve(execution_id, attempt)
+
+
+async def _merged(
+    reader: ResourceReader, spec: AgentExecutionSpec, instance: AgentInstance, agent: Agent
+) -> ResolvedEnvironment:
+    """Merged here, from a server of the Stigmer API, which gives values in clear."""
+    layers = await _environments(reader, instance)
+    merged = environments.resolve(
+        agent.spec.env_spec.data,
+        [(layer.metadata.slug, layer.spec.data) for layer in layers],
+        spec.runtime_env,
+    )
+    return ResolvedEnvironment(merged.values, frozenset(merged.secrets), merged.missing)
 
 
 async def _environments(reader: ResourceReader, instance: AgentInstance) -> Sequence[Environment]:
@@ -79,9 +104,12 @@ async def _environments(reader: ResourceReader, instance: AgentInstance) -> Sequ
     return await asyncio.gather(*(reader.environment(reference) for reference in references))
 
 
-def _without(agent: Agent) -> Sequence[str]:
+def no_tools(agent: Agent) -> McpTools:
+    """For a worker that opens no MCP servers."""
     names = [server.name for server in agent.spec.mcp_servers]
-    return [f"MCP servers are not connected by this runner: {', '.join(names)}."] if names else []
+    return McpTools(
+        warnings=[f"MCP servers are not connected by this runner: {', '.join(names)}."] if names else []
+    )
 
 
 def no_skills(agent: Agent) -> LoadedSkills:
@@ -97,10 +125,16 @@ def instructions(agent: Agent, skills: LoadedSkills) -> str:
     return _with_section(agent.spec.instructions.strip() or DEFAULT_INSTRUCTIONS, skills, "")
 
 
-def sub_agents(agent: Agent, skills: LoadedSkills) -> Sequence[SubAgentSpecification]:
+def sub_agents(agent: Agent, skills: LoadedSkills, tools: McpTools) -> Sequence[SubAgentSpecification]:
     return [
         SubAgentSpecification(
-            sub.name, sub.description or sub.name, _with_section(sub.instructions, skills, sub.name)
+            name=sub.name,
+            description=sub.description or sub.name,
+            instructions=_with_section(sub.instructions, skills, sub.name),
+            tools=tools.for_sub_agent(
+                sub.mcp_servers,
+                {name: choice.enabled_tools for name, choice in sub.mcp_tool_selections.items()},
+            ),
         )
         for sub in agent.spec.sub_agents
     ]

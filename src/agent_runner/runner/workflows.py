@@ -60,7 +60,7 @@ class InvokeAgentExecution:
         settings = options or InvokeOptions()
         try:
             await self._execute(execution, settings)
-        except BaseException as error:  # noqa: BLE001 (a cancel is one; whatever it is, the end is stored)
+        except BaseException as error:
             if isinstance(error, GeneratorExit):
                 raise  # the worker lets go of a workflow that goes on elsewhere
             ended = _how_it_ended(error)

@@ -1,0 +1,224 @@
+"""Running one turn: everything it needs read, made and opened, the agent run, all of it closed again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from temporalio import activity
+
+from agent_runner.domain.masking import LiveSecrets, Masker
+from agent_runner.domain.mcp_servers import plan_servers
+from agent_runner.errors import LimitReachedError
+from agent_runner.ports.agents import AgentFactory, AgentSession, AgentSpecification, Turn
+from agent_runner.ports.environments import EnvironmentResolver
+from agent_runner.ports.mcp import McpConnector, McpTools
+from agent_runner.ports.models import Model, ModelResolver
+from agent_runner.ports.resource_readers import ResourceReader
+from agent_runner.ports.sandboxes import Sandbox, SandboxProvider, SandboxSpec
+from agent_runner.ports.status_sinks import Grant, StatusSink, StatusSinks
+from agent_runner.runner import turns
+from agent_runner.runner.reporting import MaskedReport
+from agent_runner.services.skill_loading import LoadedSkills, SkillLoader
+from agent_runner.v1.events_pb2 import (
+    ExecutionEvent,
+    MessageCompleted,
+    MessageStarted,
+    PhaseChanged,
+    RunDescribed,
+    WarningRaised,
+)
+from agent_runner.v1.options_pb2 import Limits
+from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import EXECUTION_IN_PROGRESS, MESSAGE_HUMAN
+from ai.stigmer.agentic.agentexecution.v1.spec_pb2 import AgentExecutionSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a worker runs agents with.
+
+    Attributes:
+        environments: asks the control plane for variables; None reads the layers and merges them here.
+        skills: None on a worker that cannot bring skills to its sandboxes.
+        mcp: None on a worker that opens no MCP servers.
+        secrets: learns what this process must keep out of its logs.
+    """
+
+    sinks: StatusSinks
+    reader: ResourceReader
+    sandboxes: SandboxProvider
+    models: ModelResolver
+    agents: AgentFactory
+    environments: EnvironmentResolver | None = None
+    skills: SkillLoader | None = None
+    mcp: McpConnector | None = None
+    secrets: LiveSecrets = field(default_factory=LiveSecrets)
+
+
+class TurnRun:
+    """One run of one turn; made for each attempt.
+
+    Args:
+        learn: told the secrets once they are known, before anything runs that could show them.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        sink: StatusSink,
+        grant: Grant,
+        spec: AgentExecutionSpec,
+        turn: Turn,
+        learn: Callable[[Masker], None],
+    ) -> None:
+        self._parts = parts
+        self._sink = sink
+        self._attempt = grant.attempt
+        self._before = grant.execution.status
+        self._spec = spec
+        self._turn = turn
+        self._learn = learn
+        self._masker = Masker(())
+
+    async def run(self) -> None:
+        """Run it to its end.
+
+        Raises:
+            DrainedError: the worker is to stop; the turn goes on elsewhere.
+            AgentRunnerError: why it cannot run, or failed.
+        """
+        self._greet()
+        plan = await turns.plan(
+            self._parts.reader,
+            self._parts.environments,
+            self._spec,
+            self._turn.execution_id,
+            self._attempt,
+        )
+        self._masker = Masker(plan.environment.secrets)
+        self._learn(self._masker)
+        limits = turns.limits(self._spec, plan.agent)
+        async with self._wall_limit(limits.wall_seconds), self._skills(plan) as skills:
+            sandbox, model = await self._sandbox_and_model(plan, skills)
+            self._describe(sandbox, model, skills)
+            async with self._tools(plan, sandbox) as tools:
+                self._warn((model.notice, *sandbox.warnings, *plan.warnings))
+                self._warn((*skills.warnings, *tools.warnings))
+                await self._run_agent(self._specification(plan, skills, tools, sandbox, model, limits))
+
+    async def _run_agent(self, specification: AgentSpecification) -> None:
+        report = MaskedReport(self._sink, self._masker)
+        async with (
+            self._parts.agents.open(specification, report) as session,
+            _drained_on_shutdown(session),
+        ):
+            async for event in session.run(self._turn):
+                report.emit(event)
+
+    def _greet(self) -> None:
+        """What a watcher sees before the agent is there."""
+        if self._before.phase != EXECUTION_IN_PROGRESS:
+            self._sink.emit(ExecutionEvent(phase_changed=PhaseChanged(phase=EXECUTION_IN_PROGRESS)))
+        if any(message.type == MESSAGE_HUMAN for message in self._before.messages):
+            return
+        message_id = f"human-{self._turn.execution_id}"
+        started = MessageStarted(message_id=message_id, type=MESSAGE_HUMAN, content=self._turn.message)
+        self._sink.emit(ExecutionEvent(message_started=started))
+        self._sink.emit(ExecutionEvent(message_completed=MessageCompleted(message_id=message_id)))
+
+    def _skills(self, plan: turns.Plan) -> AbstractAsyncContextManager[LoadedSkills]:
+        if self._parts.skills is None:
+            return nullcontext(turns.no_skills(plan.agent))
+        return self._parts.skills.load(plan.agent, pinned=self._before.run.skills)
+
+    def _tools(self, plan: turns.Plan, sandbox: Sandbox) -> AbstractAsyncContextManager[McpTools]:
+        if self._parts.mcp is None:
+            return nullcontext(turns.no_tools(plan.agent))
+        environment = plan.environment
+        servers = plan_servers(plan.agent.spec.mcp_servers, environment.mcp_servers, environment.values)
+        return self._parts.mcp.open(servers, sandbox)
+
+    async def _sandbox_and_model(self, plan: turns.Plan, skills: LoadedSkills) -> tuple[Sandbox, Model]:
+        wanted = SandboxSpec(
+            session_id=plan.session.metadata.id or self._turn.thread_id,
+            env=plan.environment.values,
+            skills=skills.paths,
+            previous_id=plan.session.spec.sandbox_id,
+        )
+        wishes = turns.model_wishes(self._spec, plan.agent)
+        return await asyncio.gather(
+            self._parts.sandboxes.ensure(wanted),
+            # Loads the provider's library.
+            asyncio.to_thread(self._parts.models.resolve, *wishes),
+        )
+
+    def _describe(self, sandbox: Sandbox, model: Model, skills: LoadedSkills) -> None:
+        described = RunDescribed(
+            model=model.name, engine=self._parts.agents.engine, sandbox_id=sandbox.id, skills=skills.used
+        )
+        self._sink.emit(ExecutionEvent(run_described=described))
+
+    def _warn(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            if text:
+                warning = WarningRaised(text=self._masker.text(text))
+                self._sink.emit(ExecutionEvent(warning_raised=warning))
+
+    def _specification(
+        self,
+        plan: turns.Plan,
+        skills: LoadedSkills,
+        tools: McpTools,
+        sandbox: Sandbox,
+        model: Model,
+        limits: Limits,
+    ) -> AgentSpecification:
+        return AgentSpecification(
+            name=plan.agent.metadata.slug,
+            instructions=turns.instructions(plan.agent, skills),
+            model=model,
+            sandbox=sandbox,
+            tools=tools.for_agent(),
+            sub_agents=turns.sub_agents(plan.agent, skills, tools),
+            limits=limits,
+            used=self._before.run.usage,
+            used_tool_calls=len(self._before.tool_calls),
+        )
+
+    @asynccontextmanager
+    async def _wall_limit(self, seconds: int) -> AsyncIterator[None]:
+        """Ends the turn when the execution, earlier attempts included, has taken `seconds`; 0 never does."""
+        if not seconds:
+            yield
+            return
+        limit = asyncio.timeout(max(seconds - self._seconds_so_far(), 0))
+        try:
+            async with limit:
+                yield
+        except TimeoutError:
+            if limit.expired():
+                raise LimitReachedError("wall_seconds", seconds) from None
+            raise
+
+    def _seconds_so_far(self) -> float:
+        if not self._before.started_at:
+            return 0
+        return (datetime.now(UTC) - datetime.fromisoformat(self._before.started_at)).total_seconds()
+
+
+@asynccontextmanager
+async def _drained_on_shutdown(session: AgentSession) -> AsyncIterator[None]:
+    """Ask the turn to stop after its super-step when the worker is told to stop."""
+
+    async def wait() -> None:
+        await activity.wait_for_worker_shutdown()
+        session.request_drain("The worker stops")
+
+    waiting = asyncio.create_task(wait(), name="wait for shutdown")
+    try:
+        yield
+    finally:
+        waiting.cancel()
