@@ -26,7 +26,7 @@ from agent_runner.ports.status_sinks import AttemptOf, Grant, StatusSink
 from agent_runner.runner.failures import as_failure, drained, final, short
 from agent_runner.runner.payloads import EXECUTION_CANCELLED, EXECUTION_FAILED
 from agent_runner.runner.results import summary
-from agent_runner.runner.running import Parts
+from agent_runner.runner.running import Parts, TurnRun
 from agent_runner.v1.events_pb2 import ExecutionEvent, PhaseChanged, WarningRaised
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution, AgentExecutionStatus
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
