@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Mapping
+from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
@@ -26,11 +27,12 @@ from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
 
 if TYPE_CHECKING:
     from agent_runner.v1.events_pb2 import ExecutionEvent
-    from agent_runner.v1.server_service_pb2 import GetServerInfoResponse
+    from agent_runner.v1.server_service_pb2 import GetServerInfoResponse, RotateKeysResponse
 
 __all__ = ["AgentRunner"]
 
 R = TypeVar("R", bound=Message)
+_ROTATION = timedelta(minutes=10)
 
 
 class AgentRunner:
@@ -139,3 +141,10 @@ class AgentRunner:
 
         method = "/agent_runner.v1.ServerService/GetServerInfo"
         return await self._channel.unary(method, GetServerInfoRequest(), GetServerInfoResponse)
+
+    async def rotate_keys(self) -> RotateKeysResponse:
+        """Encrypt every stored secret anew with the first key of the server's keyring."""
+        from agent_runner.v1.server_service_pb2 import RotateKeysRequest, RotateKeysResponse
+
+        method = "/agent_runner.v1.ServerService/RotateKeys"
+        return await self._channel.unary(method, RotateKeysRequest(), RotateKeysResponse, timeout=_ROTATION)
