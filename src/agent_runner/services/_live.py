@@ -191,9 +191,6 @@ class LiveExecutions:
             if not live.users:
                 self._remove(execution_id)
 
-    def values(self) -> Sequence[Live]:
-        return [live for live in self._entries.values() if live.loaded]
-
     def _settle(self, live: Live) -> None:
         key = live.execution_id
         if self._entries.get(key) is not live:

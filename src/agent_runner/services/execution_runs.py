@@ -121,20 +121,17 @@ class ExecutionRuns:
         Raises:
             UnavailableError: the new one could not be started. That others could not is logged.
         """
-        if new is not None and await self._turns.holder(session_id) == new.metadata.id:
-            await self._start(new)  # a new session, whose first turn it is
-            return 1
         for record in await self._turns.waiting(session_id, limit=10):
             if await self._watches.phase(record.id) != EXECUTION_PENDING:
                 continue  # the index lagged behind; looking has mended it
-            if not await self._turns.claim(session_id, record.id, self._has_ended):
+            if not await self._turns.claim(session_id, record.id, self.has_ended):
                 return 0
             return await self._start_next(record, new)
         return 0
 
     async def _start_next(self, record: ExecutionRecord, new: AgentExecution | None) -> int:
         try:
-            await self._start(record.message())
+            await self.start(record.message())
         except UnavailableError as error:
             if new is not None and new.metadata.id == record.id:
                 raise
@@ -142,7 +139,12 @@ class ExecutionRuns:
             return 0
         return 1
 
-    async def _start(self, execution: AgentExecution) -> None:
+    async def start(self, execution: AgentExecution) -> None:
+        """Start the workflow of an execution that has the turn.
+
+        Raises:
+            WorkflowServiceUnavailableError: nothing was started.
+        """
         execution_id, spec = execution.metadata.id, execution.spec
         await self._workflows.start(
             execution_id,
@@ -156,7 +158,8 @@ class ExecutionRuns:
         self._watches.wake(spec.session_id)
         log.debug("execution started", execution_id=execution_id, session_id=spec.session_id)
 
-    async def _has_ended(self, execution_id: str) -> bool:
+    async def has_ended(self, execution_id: str) -> bool:
+        """Whether an execution needs no turn any more."""
         try:
             return is_terminal(await self._watches.phase(execution_id))
         except NotFoundError:
@@ -219,7 +222,7 @@ class ExecutionRuns:
             done.cancelled += await self._end(record.id, EXECUTION_CANCELLED, "")
         elif not begun and self._starts.get(record.id, 0) < _MOST_STARTS:
             self._starts[record.id] = self._starts.get(record.id, 0) + 1
-            await self._start(record.message())
+            await self.start(record.message())
             done.started += 1
         elif self._is_old(record, time):
             problem = "The workflow of the execution ended without reporting a result."

@@ -114,9 +114,12 @@ class ExecutionService(ResourceService[AgentExecution]):
             _check_busy(request, busy)
             # Within the lock, so that ids sort in the order in which turns are taken.
             execution = self._complete(request, place)
-            await self._store_new(execution, place)
+            has_turn = await self._store_new(execution, place, idle=not busy)
             try:
-                await self._runs.take_turns(place.session_id, execution)
+                if has_turn:
+                    await self._runs.start(execution)
+                else:
+                    await self._runs.take_turns(place.session_id, execution)
             except UnavailableError:
                 await self._undo(execution, place)
                 raise
@@ -251,22 +254,34 @@ class ExecutionService(ResourceService[AgentExecution]):
         execution.spec.session_id, execution.spec.agent_id = place.session_id, place.agent_id
         return execution
 
-    async def _store_new(self, execution: AgentExecution, place: _Place) -> None:
-        """Store execution, first event, and what a new session needs, in one go."""
+    async def _store_new(self, execution: AgentExecution, place: _Place, *, idle: bool) -> bool:
+        """Store execution, first event, and what a new session needs, in one go.
+
+        Returns:
+            Whether it has the turn, which is taken along where the session is idle.
+        """
         self._secrets.seal(self.spec.name, execution)
         stored = self._stored(execution, fields_of(execution, EXECUTION_PENDING))
         ours: list[int] = []
+        turn: list[bool] = []
         writes: list[Awaitable[object]] = [self._put_new(stored, ours)]
         if place.new_session is not None:
             session = self._sessions.stored(place.new_session, place.agent_id)
             writes.append(self._store.put(session, expected=0))
             writes.append(self._turns.give(place.session_id, execution.metadata.id))
+            turn.append(True)
+        elif idle:
+            writes.append(self._take_turn(place.session_id, execution.metadata.id, turn))
         try:
             await self._events.begin(ExecutionRecord(_written(stored)), *writes)
         except AgentRunnerError:
             # Where the id was taken, execution and log are someone else's.
             await self._undo(execution if ours else None, place)
             raise
+        return any(turn)
+
+    async def _take_turn(self, session_id: str, execution_id: str, taken: list[bool]) -> None:
+        taken.append(await self._turns.claim(session_id, execution_id, self._runs.has_ended))
 
     async def _put_new(self, stored: StoredResource, done: list[int]) -> None:
         done.append(await self._store.put(stored, expected=0))
@@ -279,7 +294,8 @@ class ExecutionService(ResourceService[AgentExecution]):
             await _quietly(self._sessions.delete(place.session_id))
 
     async def _unfinished(self, session_id: str) -> list[ExecutionRecord]:
-        records = await self._turns.unfinished(session_id)
+        """Who holds a session up: the first few."""
+        records = await self._turns.unfinished(session_id, limit=5)
         return [r for r in records if not is_terminal(await self._watches.phase(r.id))]
 
     async def _interrupt(self, busy: Sequence[ExecutionRecord]) -> None:
@@ -334,7 +350,8 @@ def _check_busy(request: AgentExecution, busy: Sequence[ExecutionRecord]) -> Non
 
 def _filter(session_id: str, phase: ExecutionPhase.ValueType) -> Mapping[str, str]:
     if phase not in ExecutionPhase.values():
-        raise InvalidRequestError.of("phase", f"{phase} is no phase; leave it out for all", "enum.defined_only")
+        problem = f"{phase} is no phase; leave it out for all"
+        raise InvalidRequestError.of("phase", problem, "enum.defined_only")
     fields = {"session_id": canonical_id(session_id)} if session_id else {}
     return fields | ({"phase": phase_name(phase)} if phase != EXECUTION_PHASE_UNSPECIFIED else {})
 

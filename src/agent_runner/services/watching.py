@@ -41,6 +41,8 @@ class WatchService:
     def __init__(self, logbook: Logbook, turns: SessionTurns) -> None:
         self._logbook = logbook
         self._turns = turns
+        self._subscribed: dict[str, set[Live]] = {}
+        """Executions somebody subscribes to, by session."""
 
     async def execution(self, execution_id: str) -> AgentExecution:
         """An execution with its status.
@@ -102,7 +104,7 @@ class WatchService:
             NotFoundError: no such execution, or it was deleted while it was watched.
         """
         async with self._logbook.open(execution_id, fresh=True) as live, self._listening(live):
-            with _subscribed(live):
+            with self._subscribing(live):
                 seen, sent = live.seq, b""
                 while True:
                     changed = live.changed
@@ -141,8 +143,8 @@ class WatchService:
 
     def wake(self, session_id: str) -> None:
         """Let those who watch waiting executions of a session know that the queue has moved."""
-        for live in self._logbook.lives.values():
-            if live.record and live.record.session_id == session_id and live.phase == EXECUTION_PENDING:
+        for live in self._subscribed.get(session_id, ()):
+            if live.phase == EXECUTION_PENDING:
                 live.announce()
 
     async def _place_in_queue(self, live: Live) -> None:
@@ -154,6 +156,22 @@ class WatchService:
         return pack(
             await self._logbook.events.read(live.execution_id, after_seq=after_seq, limit=_READ_LIMIT)
         )
+
+    @contextmanager
+    def _subscribing(self, live: Live) -> Iterator[None]:
+        assert live.record is not None
+        session_id = live.record.session_id
+        live.subscribers += 1
+        self._subscribed.setdefault(session_id, set()).add(live)
+        try:
+            yield
+        finally:
+            live.subscribers -= 1
+            if not live.subscribers:
+                live.milestones.clear()
+                self._subscribed[session_id].discard(live)
+                if not self._subscribed[session_id]:
+                    del self._subscribed[session_id]
 
     @asynccontextmanager
     async def _listening(self, live: Live) -> AsyncIterator[None]:
@@ -182,17 +200,6 @@ class WatchService:
             except UnavailableError as error:
                 log.warning("announcements are away", execution_id=live.execution_id, error=str(error))
                 await asyncio.sleep(_LISTEN_AGAIN.total_seconds())
-
-
-@contextmanager
-def _subscribed(live: Live) -> Iterator[None]:
-    live.subscribers += 1
-    try:
-        yield
-    finally:
-        live.subscribers -= 1
-        if not live.subscribers:
-            live.milestones.clear()
 
 
 async def _within(event: asyncio.Event, limit: timedelta) -> bool:
