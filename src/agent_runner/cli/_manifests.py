@@ -373,35 +373,31 @@ def _called(value: Any) -> str:
 
 def _start(node: Any) -> Position:
     position = getattr(node, "lc", None)
-    return (
-        (position.line + 1, position.col + 1)
-        if position is not None and position.line is not None
-        else (1, 1)
-    )
+    return _from_one(None if position is None else (position.line, position.col), (1, 1))
 
 
 def _key_place(node: Any, key: Any) -> Position:
-    try:
-        line, column = node.lc.key(key)
-    except (AttributeError, KeyError):
-        return _start(node)
-    return line + 1, column + 1
+    return _from_one(node.lc.data.get(key, ())[:2] if _has_places(node) else None, _start(node))
 
 
 def _value_place(node: Any, key: Any) -> Position:
-    try:
-        line, column = node.lc.value(key)
-    except (AttributeError, KeyError):
-        return _start(node)
-    return line + 1, column + 1
+    return _from_one(node.lc.data.get(key, ())[2:] if _has_places(node) else None, _start(node))
 
 
 def _item_place(node: Any, index: int) -> Position:
-    try:
-        line, column = node.lc.item(index)
-    except (AttributeError, KeyError):
-        return _start(node)
-    return line + 1, column + 1
+    return _from_one(node.lc.data.get(index) if _has_places(node) else None, _start(node))
+
+
+def _has_places(node: Any) -> bool:
+    # Empty collections, and those without a place, have none for what is in them.
+    return isinstance(getattr(getattr(node, "lc", None), "data", None), dict)
+
+
+def _from_one(place: Sequence[int | None] | None, otherwise: Position) -> Position:
+    """Line and column from 1; the parser counts from 0."""
+    if not place or place[0] is None or place[1] is None:
+        return otherwise
+    return place[0] + 1, place[1] + 1
 
 
 def check(manifests: Sequence[Manifest]) -> list[Problem]:

@@ -53,7 +53,10 @@ def get_command(
             resources = [await client.resources.get(found, name) for name in wanted]
         else:
             resources = await _list(client, found, selector, limit, all_orgs)
-        _show(found, resources, output, single=len(wanted) == 1, all_orgs=all_orgs)
+        if not resources and output in ("table", "wide"):
+            note(_nothing(client, found, selector, all_orgs))
+        else:
+            _show(found, resources, output, single=len(wanted) == 1, all_orgs=all_orgs)
         return _errors.OK
 
     return online(work)
@@ -71,12 +74,19 @@ async def _list(
     return resources
 
 
+def _nothing(client: AgentRunner, kind: Kind, selector: dict[str, str], all_orgs: bool) -> str:
+    if selector:
+        return f"No {kind.plural} have these labels."
+    return (
+        f"There are no {kind.plural} yet."
+        if all_orgs
+        else f"There are no {kind.plural} in {client.org!r} yet."
+    )
+
+
 def _show(kind: Kind, resources: list[Any], output: str, *, single: bool, all_orgs: bool) -> None:
     from agent_runner.cli._columns import name_of, render
 
-    if not resources and output in ("table", "wide"):
-        note(f"There are no {kind.plural} yet.")
-        return
     print_resources(
         resources,
         output,

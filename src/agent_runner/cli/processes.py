@@ -44,9 +44,10 @@ def doctor_command(output: str) -> int:
     else:
         import sys
 
+        width = max(len(name) for name, _, _ in rows) + 2
         for name, ok, detail in rows:
-            mark = "ok" if ok else "PROBLEM"
+            mark = f"{'ok' if ok else 'PROBLEM':<9}"
             if styled(sys.stdout):
-                mark = click.style(mark.ljust(9), fg="green" if ok else "red")
-            write(f"{name:<16}{mark:<9}{detail}")
+                mark = click.style(mark, fg="green" if ok else "red")
+            write(f"{name:<{width}}{mark}{detail}")
     return _errors.OK if all(ok for _, ok, _ in rows) else _errors.FAILED

@@ -96,6 +96,9 @@ def run_command(
     Uses the server that runs, or starts a stack for the length of the run. Ctrl-C detaches, a second one
     within 2 seconds cancels. Exit code 0 when the run completed, 1 when it failed or was cancelled.
     """
+    for name, value in (("--agent", agent), ("--session", session), ("--model", model)):
+        if value is not None and not value.strip():
+            raise click.UsageError(f"{name} is empty.")
     if agent and session:
         raise click.UsageError("Give --agent to begin a session, or --session to go on with one, not both.")
     env, secrets = parse_variables(variables)

@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 from agent_runner.client.channels import Channel
 from agent_runner.client.errors import UnsupportedError
-from agent_runner.client.kinds import EXECUTION, ORGANIZATION, SKILL, Kind, canonical_id, kind_of
+from agent_runner.client.kinds import ORGANIZATION, SKILL, Kind, canonical_id, kind_of
 from agent_runner.errors import InvalidRequestError, NotFoundError
 from ai.stigmer.commons.apiresource.io_pb2 import ApiResourceReference
 
@@ -69,8 +69,8 @@ class Resources:
     async def _not_found(self, kind: Kind, name: str, org: str | None) -> NotFoundError:
         from difflib import get_close_matches
 
-        if kind is EXECUTION:
-            return NotFoundError(kind.word, name, "List them with: agent-runner get executions")
+        if kind.query("getByReference") is None:
+            return NotFoundError(kind.word, name, f"List them with: agent-runner get {kind.plural}")
         names = [_metadata(r).slug or _metadata(r).id async for r in self.list(kind, org=org, limit=_PAGE)]
         if close := get_close_matches(name, names, n=3, cutoff=0.5):
             return NotFoundError(kind.word, name, f"Did you mean {' or '.join(close)}?")

@@ -32,6 +32,8 @@ def read(text: str):  # type: ignore[no-untyped-def]
     [
         ("kind: Agnt", "f.yaml:1:7: 'Agnt' is no kind of resource. Did you mean Agent?"),
         ("metadata: {}", "f.yaml:1:1: `kind` is missing. It is one of Agent,"),
+        ("{}", "f.yaml:1:1: `kind` is missing."),
+        ("kind: Agent\nmetadata: {labels: {}}\nspec: {skill_refs: []}", "metadata: name is missing."),
         ("- 1", "f.yaml:1:1: A manifest is a mapping"),
         ("just text", "f.yaml:1:1: A manifest is a mapping"),
         ("kind: Agent\nspce: {}", "f.yaml:2:1: Agent has no field 'spce'. Did you mean spec?"),

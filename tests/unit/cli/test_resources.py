@@ -156,7 +156,7 @@ def test_a_longer_list_says_how_to_see_all_of_it(command: Command) -> None:
 def test_an_empty_list_is_no_error(command: Command) -> None:
     result = command("get", "executions")
 
-    assert (result.code, result.out, result.err) == (0, "", "There are no executions yet.\n")
+    assert (result.code, result.out, result.err) == (0, "", "There are no executions in 'local' yet.\n")
     assert json.loads(command("get", "executions", "-o", "json").out) == {"items": []}
 
 

@@ -142,6 +142,8 @@ def test_an_unknown_agent_comes_with_the_names_there_are(command: Command, finis
         (("run", "  \n"), "The message is empty."),
         (("run",), "Missing argument"),
         (("run", "x", "--agent", "a", "--session", "s"), "not both"),
+        (("run", "x", "--agent", ""), "--agent is empty"),
+        (("run", "x", "--session", " "), "--session is empty"),
         (("run", "x", "--env", "=v"), "is not the name of a variable"),
         (("run", "x", "--env", "1A=v"), "is not the name of a variable"),
         (("run", "x", "--env", "A="), "empty value"),
