@@ -166,7 +166,7 @@ def main() -> int:
     fresh = PAGE.exists() and PAGE.read_text(encoding="utf-8") == text
     if check:
         if not fresh:
-            print(f"stale: {PAGE.relative_to(ROOT)}; run `make protos`", file=sys.stderr)
+            print(f"stale: {PAGE.relative_to(ROOT)}; run `make docs`", file=sys.stderr)
         return 0 if fresh else 1
     PAGE.parent.mkdir(parents=True, exist_ok=True)
     PAGE.write_text(text, encoding="utf-8")

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from agent_runner.cli import _errors
-from agent_runner.cli._options import shared_options
+from agent_runner.cli._options import connection_options
 
 COMMANDS: dict[str, str] = {
     "up": "stack",
@@ -22,10 +22,13 @@ COMMANDS: dict[str, str] = {
     "run": "run",
     "watch": "watch",
     "cancel": "watch",
+    "skill": "skills",
     "apply": "apply",
     "get": "get",
     "describe": "get",
     "delete": "delete",
+    "env": "environments",
+    "admin": "environments",
     "server": "processes",
     "worker": "processes",
     "doctor": "processes",
@@ -79,6 +82,7 @@ def _show_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool)
     epilog='Begin with: agent-runner run "Write a haiku into haiku.txt"',
 )
 @click.option(
+    "-V",
     "--version",
     is_flag=True,
     expose_value=False,
@@ -86,7 +90,7 @@ def _show_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool)
     callback=_show_version,
     help="Show the version and exit.",
 )
-@shared_options
+@connection_options
 def cli() -> None:
     """Runs LLM agents durably, in a sandbox per session, and lets everybody watch."""
 
