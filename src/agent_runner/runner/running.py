@@ -90,7 +90,23 @@ class TurnRun:
             DrainedError: the worker is to stop; the turn goes on elsewhere.
             AgentRunnerError: why it cannot run, or failed.
         """
-        self._greet()
+        if self._before.phase != EXECUTION_IN_PROGRESS:
+            self._sink.emit(ExecutionEvent(phase_changed=PhaseChanged(phase=EXECUTION_IN_PROGRESS)))
+        try:
+            plan = await self._plan()
+        finally:
+            # Not before the secrets are known: people paste them into messages.
+            self._show_message()
+        limits = turns.limits(self._spec, plan.agent)
+        async with self._wall_limit(limits.wall_seconds), self._skills(plan) as skills:
+            sandbox, model = await self._sandbox_and_model(plan, skills)
+            self._describe(sandbox, model, skills)
+            async with self._tools(plan, sandbox) as tools:
+                self._warn((model.notice, *sandbox.warnings, *plan.warnings, *turns.unmasked(plan)))
+                self._warn((*skills.warnings, *tools.warnings))
+                await self._run_agent(self._specification(plan, skills, tools, sandbox, model, limits))
+
+    async def _plan(self) -> turns.Plan:
         plan = await turns.plan(
             self._parts.reader,
             self._parts.environments,
@@ -100,14 +116,7 @@ class TurnRun:
         )
         self._masker = Masker(plan.environment.secrets)
         self._learn(self._masker)
-        limits = turns.limits(self._spec, plan.agent)
-        async with self._wall_limit(limits.wall_seconds), self._skills(plan) as skills:
-            sandbox, model = await self._sandbox_and_model(plan, skills)
-            self._describe(sandbox, model, skills)
-            async with self._tools(plan, sandbox) as tools:
-                self._warn((model.notice, *sandbox.warnings, *plan.warnings))
-                self._warn((*skills.warnings, *tools.warnings))
-                await self._run_agent(self._specification(plan, skills, tools, sandbox, model, limits))
+        return plan
 
     async def _run_agent(self, specification: AgentSpecification) -> None:
         report = MaskedReport(self._sink, self._masker)
@@ -118,14 +127,13 @@ class TurnRun:
             async for event in session.run(self._turn):
                 report.emit(event)
 
-    def _greet(self) -> None:
-        """What a watcher sees before the agent is there."""
-        if self._before.phase != EXECUTION_IN_PROGRESS:
-            self._sink.emit(ExecutionEvent(phase_changed=PhaseChanged(phase=EXECUTION_IN_PROGRESS)))
+    def _show_message(self) -> None:
+        """What the user said, for those who watch before the agent is there."""
         if any(message.type == MESSAGE_HUMAN for message in self._before.messages):
             return
         message_id = f"human-{self._turn.execution_id}"
-        started = MessageStarted(message_id=message_id, type=MESSAGE_HUMAN, content=self._turn.message)
+        text = self._masker.text(self._turn.message)
+        started = MessageStarted(message_id=message_id, type=MESSAGE_HUMAN, content=text)
         self._sink.emit(ExecutionEvent(message_started=started))
         self._sink.emit(ExecutionEvent(message_completed=MessageCompleted(message_id=message_id)))
 
@@ -186,6 +194,7 @@ class TurnRun:
             limits=limits,
             used=self._before.run.usage,
             used_tool_calls=len(self._before.tool_calls),
+            mask=self._masker.value,
         )
 
     @asynccontextmanager

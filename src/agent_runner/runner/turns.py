@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agent_runner.domain import environments
+from agent_runner.domain.encodings import SHORTEST
 from agent_runner.errors import FailedPreconditionError
 from agent_runner.ports.agents import SubAgentSpecification
 from agent_runner.ports.environments import EnvironmentResolver, ResolvedEnvironment
@@ -110,6 +111,14 @@ def no_tools(agent: Agent) -> McpTools:
     return McpTools(
         warnings=[f"MCP servers are not connected by this runner: {', '.join(names)}."] if names else []
     )
+
+
+def unmasked(plan: Plan) -> Sequence[str]:
+    """A warning for secrets too short to be found in text."""
+    values = plan.environment.values
+    names = sorted(name for name in plan.environment.secret_names if 0 < len(values[name]) < SHORTEST)
+    words = f"Secrets of fewer than {SHORTEST} characters are not masked in what people see"
+    return [f"{words}: {', '.join(names)}."] if names else []
 
 
 def no_skills(agent: Agent) -> LoadedSkills:
