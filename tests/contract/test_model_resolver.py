@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Mapping
 
 import pytest
@@ -135,3 +137,31 @@ def test_what_is_missing_is_told(name: str, environ: Mapping[str, str], told: st
 def test_keys_stay_out_of_errors_and_repr() -> None:
     assert "key-a" not in repr(resolved("claude-sonnet-4.5"))
     assert "key-o" not in repr(resolved("gpt-4o").chat)
+
+
+async def _serve_ollama(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    if head.startswith("GET /api/tags"):
+        answer: object = {"models": [{"name": "tiny"}, {"name": "able:7b"}]}
+    else:
+        size = int(head.lower().split("content-length: ")[1].split("\r\n")[0])
+        asked = json.loads(await reader.readexactly(size))["model"]
+        answer = {"capabilities": ["completion", "tools"] if asked == "able:7b" else ["completion"]}
+    body = json.dumps(answer).encode()
+    writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+    await writer.drain()
+    writer.close()
+
+
+async def test_an_ollama_that_answers_is_used_with_a_model_that_can_call_tools() -> None:
+    server = await asyncio.start_server(_serve_ollama, "127.0.0.1", 0)
+    address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    one = DefaultModelResolver({"OLLAMA_BASE_URL": address})
+    model = await asyncio.to_thread(one.resolve)
+    assert model.name == "ollama:able:7b"
+    assert address in model.notice
+    assert model.chat.base_url == address
+    server.close()
+    await server.wait_closed()
+    with pytest.raises(ModelError, match="No model is configured"):
+        await asyncio.to_thread(one.resolve)

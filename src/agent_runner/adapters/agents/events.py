@@ -35,6 +35,10 @@ _TODO_STATUS = {
 }
 
 
+LONGEST_RESULT = 256 * 1024
+"""Bytes of a tool's result in an event; the proto's rule. The model reads it whole."""
+
+
 def message_id(task_id: str) -> str:
     """A message's id from the engine's id of the step that asks for it.
 
@@ -60,13 +64,27 @@ def text_of(content: Any) -> str:
 
 
 def result_of(content: Any) -> str:
-    """A tool's result as text: text blocks joined, anything else as JSON."""
-    if isinstance(content, list) and not all(
-        isinstance(block, str) or (isinstance(block, dict) and block.get("type") == "text")
-        for block in content
-    ):
-        return json.dumps(content, ensure_ascii=False, default=str)
-    return text_of(content)
+    """A tool's result as text: text blocks joined; what is no text is named, not quoted."""
+    if not isinstance(content, list):
+        return text_of(content)
+    pieces = []
+    for block in content:
+        if isinstance(block, dict) and block.get("type") != "text":
+            kind = block.get("mime_type") or block.get("type") or "data"
+            pieces.append(f"[{kind}]")
+        else:
+            pieces.append(text_of([block]))
+    return "".join(pieces)
+
+
+def shortened(text: str) -> str:
+    """At most `LONGEST_RESULT` bytes of a text: its beginning, its end, and how much is left out."""
+    data = text.encode("utf-8", "replace")
+    if len(data) <= LONGEST_RESULT:
+        return text
+    half = (LONGEST_RESULT - 100) // 2
+    head, tail = data[:half].decode("utf-8", "ignore"), data[-half:].decode("utf-8", "ignore")
+    return f"{head}\n[... {len(data) - 2 * half} bytes left out ...]\n{tail}"
 
 
 def started_message(message_id: str, content: str = "", sub_agent_id: str = "") -> ExecutionEvent:
@@ -100,12 +118,12 @@ def started_call(
 
 
 def completed_call(call_id: str, result: str, sub_agent_id: str) -> ExecutionEvent:
-    completed = ToolCallCompleted(tool_call_id=call_id, result=result)
+    completed = ToolCallCompleted(tool_call_id=call_id, result=shortened(result))
     return ExecutionEvent(sub_agent_id=sub_agent_id, tool_call_completed=completed)
 
 
 def failed_call(call_id: str, error: str, sub_agent_id: str, *, interrupted: bool = False) -> ExecutionEvent:
-    failed = ToolCallFailed(tool_call_id=call_id, error=error, interrupted=interrupted)
+    failed = ToolCallFailed(tool_call_id=call_id, error=shortened(error), interrupted=interrupted)
     return ExecutionEvent(sub_agent_id=sub_agent_id, tool_call_failed=failed)
 
 

@@ -23,6 +23,7 @@ from agent_runner.adapters.agents.events import (
     completed_message,
     message_id,
     result_of,
+    shortened,
     started_message,
     text_of,
     usage_from,
@@ -198,7 +199,7 @@ def _messages(result: Mapping[str, Any]) -> list[Any]:
 
 def _sub_agent_completed(sub_agent_id: str, messages: list[Any], error: object) -> ExecutionEvent:
     last = messages[-1] if messages else None
-    text = result_of(last.content) if last is not None else ""
+    text = shortened(result_of(last.content)) if last is not None else ""
     failed = str(error) if error else text if getattr(last, "status", "") == "error" else ""
     completed = SubAgentCompleted(id=sub_agent_id, output="" if failed else text, error=failed)
     return ExecutionEvent(sub_agent_completed=completed)

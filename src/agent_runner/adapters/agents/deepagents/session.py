@@ -20,6 +20,7 @@ from agent_runner.adapters.agents.events import (
     changed_todos,
     completed_message,
     result_of,
+    shortened,
     started_message,
     text_of,
 )
@@ -165,7 +166,9 @@ class DeepAgentSession:
         after = past.messages[past.messages.index(last) + 1 :]
         for message in (*after, *past.pending):
             if message.type == "tool" and message.name == SUB_AGENT_TOOL and message.status != "error":
-                done = SubAgentCompleted(id=message.tool_call_id, output=result_of(message.content))
+                done = SubAgentCompleted(
+                    id=message.tool_call_id, output=shortened(result_of(message.content))
+                )
                 yield ExecutionEvent(sub_agent_completed=done)
 
 
