@@ -158,15 +158,15 @@ def _rule(pattern: str) -> tuple[bool, bool, re.Pattern[str]] | None:
 
 def _expression(glob: str) -> str:
     """A regular expression for a glob where `*` and `?` stop at `/` and `**` does not."""
-    parts = {r"\*\*/": "(?:.*/)?", r"/\*\*": "/.*", r"\*": "[^/]*", r"\?": "[^/]", r"\[": "["}
+    parts = {"/**/": "/(?:.*/)?", "**/": "(?:.*/)?", "/**": "/.*", "*": "[^/]*", "?": "[^/]"}
     found, at = "", 0
-    for match in re.finditer(r"\*\*/|/\*\*|\*|\?|\[!?[^\]/]+\]", glob):
+    for match in re.finditer(r"/\*\*/|\*\*/|/\*\*|\*|\?|\[!?[^\]/]+\]", glob):
         found += re.escape(glob[at : match.start()])
         token = match.group()
         if token.startswith("["):
             inner = token[1:-1].replace("\\", r"\\")
             found += f"[^{inner[1:]}]" if inner.startswith("!") else f"[{inner}]"
         else:
-            found += parts[re.escape(token)]
+            found += parts[token]
         at = match.end()
     return found + re.escape(glob[at:])

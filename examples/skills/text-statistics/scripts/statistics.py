@@ -2,6 +2,7 @@
 """Print words, sentences, syllables and reading ease (Flesch) of an English text as JSON."""
 
 import json
+import pathlib
 import re
 import sys
 
@@ -29,8 +30,8 @@ def statistics(text):
 def main():
     if len(sys.argv) != 2:
         sys.exit("usage: statistics.py FILE")
-    with open(sys.argv[1], encoding="utf-8") as file:
-        print(json.dumps(statistics(file.read())))
+    text = pathlib.Path(sys.argv[1]).read_text(encoding="utf-8")
+    sys.stdout.write(json.dumps(statistics(text)) + "\n")
 
 
 if __name__ == "__main__":
