@@ -12,6 +12,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import click
 
@@ -57,10 +58,6 @@ class CommandError(AgentRunnerError):
         self.code, self.exit_code, self.lines, self.hint = code, exit_code, tuple(lines), hint
 
 
-class ClosedPipeError(Exception):
-    """Nobody reads our output any more. No OSError, for click would make an exit with 1 of it."""
-
-
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """` Did you mean x?`, or nothing."""
     from difflib import get_close_matches
@@ -69,11 +66,15 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     return f" Did you mean {close[0]}?" if close else ""
 
 
-def report(error: BaseException) -> int:
-    """Tell the user and return the exit code. A closed pipe is silent."""
+def report(error: BaseException, *, as_json: bool = False) -> int:
+    """Tell the user and return the exit code. A closed pipe is silent.
+
+    Args:
+        as_json: one JSON object on stderr instead of lines for people.
+    """
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return INTERRUPTED
-    if isinstance(error, (ClosedPipeError, BrokenPipeError)):
+    if isinstance(error, BrokenPipeError):
         forget_stdout()
         return OK
     if isinstance(error, SystemExit):
@@ -84,11 +85,9 @@ def report(error: BaseException) -> int:
         import traceback
 
         traceback.print_exception(error, file=sys.stderr)
-    if isinstance(error, click.ClickException):
-        return _report_usage(error)
-    if isinstance(error, AgentRunnerError):
-        return _report_ours(error)
-    return _report_unexpected(error)
+    told, exit_code = _told(error)
+    _say_as_json(told) if as_json else _say(told)
+    return exit_code
 
 
 def forget_stdout() -> None:
@@ -96,18 +95,32 @@ def forget_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _report_usage(error: click.ClickException) -> int:
-    hint = ""
-    if isinstance(error, click.UsageError) and error.ctx is not None:
-        hint = f"{error.ctx.command_path} --help"
-    _say(error.format_message(), "USAGE", (), hint)
-    return USAGE
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What is told of an error."""
+
+    message: str
+    code: str
+    lines: tuple[str, ...] = ()
+    hint: str = ""
 
 
-def _report_ours(error: AgentRunnerError) -> int:
+def _told(error: BaseException) -> tuple[_Told, int]:
+    if isinstance(error, click.ClickException):
+        usage = isinstance(error, click.UsageError) and error.ctx is not None
+        hint = f"{error.ctx.command_path} --help" if usage else ""  # type: ignore[attr-defined]
+        return _Told(error.format_message(), "USAGE", hint=hint), USAGE
     if isinstance(error, CommandError):
-        _say(str(error), error.code, error.lines, error.hint)
-        return error.exit_code
+        return _Told(str(error), error.code, error.lines, error.hint), error.exit_code
+    if isinstance(error, AgentRunnerError):
+        return _told_of_ours(error)
+    if isinstance(error, OSError):
+        name = f"{error.filename}: " if error.filename else ""
+        return _Told(f"{name}{error.strerror or error}", "IO"), FAILED
+    return _Told(f"{type(error).__name__}: {error}", "INTERNAL", hint="the same command with --debug"), FAILED
+
+
+def _told_of_ours(error: AgentRunnerError) -> tuple[_Told, int]:
     from agent_runner.client.errors import ServerUnreachableError, code_of
 
     exit_code = next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), FAILED)
@@ -117,8 +130,7 @@ def _report_ours(error: AgentRunnerError) -> int:
         message, lines = _request_lines(error)
     if isinstance(error, ServerUnreachableError):
         hint = "agent-runner up"
-    _say(message, code_of(error), lines, hint)
-    return exit_code
+    return _Told(message, code_of(error), lines, hint), exit_code
 
 
 def _request_lines(error: InvalidRequestError) -> tuple[str, tuple[str, ...]]:
@@ -127,24 +139,21 @@ def _request_lines(error: InvalidRequestError) -> tuple[str, tuple[str, ...]]:
     return "The request is not valid.", tuple(f"{v.field}: {v.problem}" for v in error.violations)
 
 
-def _report_unexpected(error: BaseException) -> int:
-    if isinstance(error, OSError):
-        name = f"{error.filename}: " if error.filename else ""
-        _say(f"{name}{error.strerror or error}", "IO", (), "")
-        return FAILED
-    _say(f"{type(error).__name__}: {error}", "INTERNAL", (), "the same command with --debug")
-    return FAILED
+def _say_as_json(told: _Told) -> None:
+    from agent_runner.cli._output import to_json
+
+    error = {"code": told.code, "message": told.message, "details": list(told.lines), "try": told.hint}
+    with contextlib.suppress(OSError):
+        click.echo(to_json({"error": {k: v for k, v in error.items() if v}}, indent=None), err=True)
 
 
-def _say(message: str, code: str, lines: Iterable[str], hint: str) -> None:
+def _say(told: _Told) -> None:
     from agent_runner.cli._output import clean, error_stream_is_styled
 
     head = "Error:"
     if error_stream_is_styled():
         head = click.style(head, fg="red", bold=True)
-    text = "\n".join(
-        [f"{head} {clean(message)} ({code})", *(f"  {clean(line)}" for line in lines)]
-        + ([f"Try: {hint}"] if hint else [])
-    )
+    lines = [f"{head} {clean(told.message)} ({told.code})", *(f"  {clean(line)}" for line in told.lines)]
+    lines += [f"Try: {told.hint}"] if told.hint else []
     with contextlib.suppress(OSError):  # nobody reads stderr; the exit code says enough
-        click.echo(text, err=True, color=True)
+        click.echo("\n".join(lines), err=True, color=True)

@@ -7,6 +7,7 @@ import importlib
 import os
 import signal
 import sys
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import click
@@ -52,12 +53,6 @@ class LazyGroup(click.Group):
             importlib.import_module(f"agent_runner.cli.{module}"), f"{cmd_name}_command"
         )
         return found
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError as error:
-            raise _errors.ClosedPipeError from error
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -109,14 +104,31 @@ def run(arguments: list[str] | None) -> int:
     """Run a command and return its exit code; errors are told on stderr."""
     # Leaves through the same clean-up as any other end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_errors.TERMINATED))
-    extra: dict[str, Any] = {}
-    if os.environ.get("NO_COLOR"):
-        extra["color"] = False
+    if "_AGENT_RUNNER_COMPLETE" in os.environ:
+        cli.main(prog_name="agent-runner")
+    given = sys.argv[1:] if arguments is None else arguments
+    as_json = _wants_json(given)
     try:
-        result = cli.main(arguments, prog_name="agent-runner", standalone_mode=False, **extra)
-    except BaseException as error:  # noqa: BLE001 (the edge of the process; exit codes are in _errors)
-        return _errors.report(error)
+        with cli.make_context("agent-runner", list(given), **_colors()) as ctx:
+            try:
+                result = cli.invoke(ctx)
+            except BaseException as error:  # noqa: BLE001 (the edge of the process; exit codes are in _errors)
+                return _errors.report(error, as_json=as_json)
+    except BaseException as error:  # noqa: BLE001 (the same, for the options before the command)
+        return _errors.report(error, as_json=as_json)
     return result if isinstance(result, int) else 0
+
+
+def _colors() -> dict[str, Any]:
+    return {"color": False} if os.environ.get("NO_COLOR") else {}
+
+
+def _wants_json(arguments: list[str]) -> bool:
+    """Whether data was asked for as JSON; then an error is, too. It must be known where parsing fails."""
+    forms = ("json", "jsonl")
+    if any(argument in (f"--output={form}", f"-o{form}") for argument in arguments for form in forms):
+        return True
+    return any(name in ("-o", "--output") and value in forms for name, value in pairwise(arguments))
 
 
 def _flush(code: int) -> int:

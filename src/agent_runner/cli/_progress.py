@@ -18,7 +18,7 @@ from agent_runner.cli._output import clean, one_line, to_dict
 from agent_runner.client.executions import phase_name
 from agent_runner.domain.status import StatusFold, is_terminal
 from agent_runner.v1.events_pb2 import ExecutionEvent
-from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecutionStatus, TodoItem
+from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecutionStatus, AgentMessage, TodoItem
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
     EXECUTION_COMPLETED,
     EXECUTION_FAILED,
@@ -141,6 +141,7 @@ class EventLines:
     def __init__(self, *, without_answer: bool = False) -> None:
         self._without_answer = without_answer
         self._held: list[Line] = []
+        self._tool_names: dict[str, str] = {}
         self._fold = StatusFold()
         self._makers: dict[str, Callable[[ExecutionEvent], Iterator[Line]]] = {
             "phase_changed": self._phase,
@@ -223,12 +224,17 @@ class EventLines:
             yield "attempt", f"{event.attempt} on {started.worker}" + (" goes on" if started.resumed else "")
 
     def _message(self, event: ExecutionEvent) -> Iterator[Line]:
-        message = find_message(self._fold.status, event.message_completed.message_id)
-        if message is not None and message.type == MESSAGE_AI and message.content.strip():
-            yield "message", message.content.strip()
+        completed = event.message_completed
+        message = find_message(self._fold.status, completed.message_id)
+        text = completed.content if message is None else message.content
+        if message is not None and message.type != MESSAGE_AI:
+            return
+        if text.strip():
+            yield "message", text.strip()
 
     def _tool_started(self, event: ExecutionEvent) -> Iterator[Line]:
         started = event.tool_call_started
+        self._tool_names[started.tool_call_id] = started.name
         if started.name != _TODO_TOOL:
             yield "tool", f"{started.name} {arguments_line(started.args)}".rstrip()
 
@@ -243,8 +249,7 @@ class EventLines:
         yield "failed", f"{self._tool_name(failed.tool_call_id)}{_result(failed.error)}"
 
     def _tool_name(self, tool_call_id: str) -> str:
-        calls = (c.name for c in self._fold.status.tool_calls if c.id == tool_call_id)
-        return next(calls, tool_call_id)
+        return self._tool_names.get(tool_call_id, tool_call_id)
 
     def _todos(self, event: ExecutionEvent) -> Iterator[Line]:
         for todo in event.todos_changed.todos:
@@ -277,10 +282,10 @@ class EventLines:
         yield "cancel", event.cancel_requested.reason or "asked for"
 
 
-def find_message(status: AgentExecutionStatus, message_id: str):  # type: ignore[no-untyped-def]
+def find_message(status: AgentExecutionStatus, message_id: str) -> AgentMessage | None:
     """A message by id, the agent's own or a sub-agent's; None when there is none."""
     for messages in (status.messages, *(s.messages for s in status.sub_agent_executions)):
-        for message in messages:
+        for message in reversed(messages):
             if message.id == message_id:
                 return message
     return None

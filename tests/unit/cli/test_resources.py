@@ -212,3 +212,32 @@ def test_without_a_server_the_next_command_is_told(offline: Command, monkeypatch
 def test_the_version_of_the_server_is_shown(command: Command) -> None:
     assert json.loads(command("version", "-o", "json").out)["server"] == "9.9.9"
     assert "9.9.9" in command("status").out
+
+
+def test_where_data_is_json_an_error_is_too(command: Command) -> None:
+    for flags in (["-o", "json"], ["--output=jsonl"], ["-ojson"]):
+        error = json.loads(command("get", "agent", "nobody", *flags).err)["error"]
+        assert error["code"] == "NOT_FOUND"
+    error = json.loads(command("get", "-o", "json").err)["error"]
+    assert (error["code"], error["try"]) == ("USAGE", "agent-runner get --help")
+
+
+def test_the_traceback_is_shown_when_it_is_asked_for(command: Command) -> None:
+    assert "Traceback" in command("get", "agent", "nobody", "--debug").err
+    assert "Traceback" not in command("get", "agent", "nobody").err
+
+
+def test_colours_come_by_flag_and_go_by_environment(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "\x1b[31m" in command("--color", "always", "get", "foo").err
+    assert "\x1b[31m" in command("get", "foo", "--color", "always").err
+    assert "\x1b" not in command("get", "foo").err
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b[31m" in command("get", "foo").err
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in command("get", "foo").err
+
+
+def test_options_of_the_connection_may_stand_before_the_command(offline: Command) -> None:
+    assert "127.0.0.1:2" in offline("--address", "127.0.0.1:2", "get", "agents").err
