@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-_TODOS = [{"content": "Do the next thing", "status": "in_progress"}]
+
+def _todos(number: int) -> list[dict[str, str]]:
+    """Another list each time: an agent that repeats itself would be stopped."""
+    return [{"content": f"Do thing {number}", "status": "in_progress"}]
 
 
 def turn_script(folder: Path, *, rounds: int, tokens: int, delay_ms: float) -> Path:
@@ -17,7 +20,7 @@ def turn_script(folder: Path, *, rounds: int, tokens: int, delay_ms: float) -> P
     steps: list[dict[str, object]] = [
         {
             "text": "word " * per_step,
-            "calls": [{"name": "write_todos", "args": {"todos": _TODOS}, "id": f"call-{number}"}],
+            "calls": [{"name": "write_todos", "args": {"todos": _todos(number)}, "id": f"call-{number}"}],
         }
         for number in range(rounds)
     ]
