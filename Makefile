@@ -5,9 +5,13 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 BIN := .venv/bin
 READY := .venv/.ready
 MODEL ?= script:demo
-MESSAGE ?= Write a haiku about durable work into haiku.txt and count its words.
+MESSAGE ?= Write down what you are asked in notes.md and check the file with a command.
 DEMO_DATA ?= $(CURDIR)/.cache/demo
 TESTS ?= tests
+
+# The certificates of the machine, where it has any, so that a proxy's own are known too.
+UV_CERTS := $(if $(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt),--system-certs)
+UV := $(BIN)/uv $(UV_CERTS)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format protos docs bench lock clean
@@ -23,8 +27,8 @@ $(READY): pyproject.toml requirements/dev.lock requirements/bootstrap.lock
 	  { echo "$(PYTHON) cannot make a virtual environment; install its venv module (python3-venv)." >&2; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.lock
 	@echo "Installing the locked packages into .venv ..."
-	@$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements/dev.lock requirements/bootstrap.lock
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@$(UV) pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements/dev.lock requirements/bootstrap.lock
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -m compileall -q src
 	@touch $@
 
@@ -56,9 +60,9 @@ bench: $(READY) ## Measure against the bare engine and Temporal's no-op (ARGS='-
 	@$(BIN)/python -m bench $(ARGS)
 
 lock: $(READY) ## Resolve the dependencies anew and pin them by hash.
-	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
+	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
 	  --all-extras --group dev requirements/dev.in pyproject.toml -o requirements/dev.lock --upgrade
-	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
+	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
 	  requirements/bootstrap.in -o requirements/bootstrap.lock --upgrade
 
 clean: ## Remove what was installed and made here.
