@@ -599,3 +599,77 @@ async def test_draining_stops_at_a_checkpoint_and_another_goes_on(bench: Bench) 
     await resumed(bench, WORK, turn, journal)
     assert await content(bench, "/workspace/log") == "a\nb\n"
     assert [m.content.split()[0] for m in journal.status.messages] == ["first", "second", "third"]
+
+
+async def test_draining_reaches_sub_agents(bench: Bench) -> None:
+    bench.sub_agents = [HELPER]
+    script = """
+turns:
+  - when: {system: HELPER}
+    steps:
+      - calls: [{name: execute, args: {command: "echo a >> /workspace/log"}}]
+      - calls: [{name: execute, args: {command: "echo b >> /workspace/log"}}]
+      - "sub done"
+  - steps:
+      - calls: [{name: task, args: {description: one, subagent_type: helper}}]
+      - "all done"
+"""
+    turn, journal = bench.turn(), Journal()
+    async with bench.session(script, journal) as session:
+
+        def drain(event: ExecutionEvent) -> None:
+            if event.tool_call_started.name == "execute":
+                session.request_drain("worker stops")
+
+        journal.on_begin = drain
+        with pytest.raises(DrainedError):
+            async for event in session.run(turn):
+                journal.events.append(event)
+    assert await content(bench, "/workspace/log") == "a\n"
+    await resumed(bench, script, turn, journal)
+    assert await content(bench, "/workspace/log") == "a\nb\n"
+    status = journal.status
+    assert [s.output for s in status.sub_agent_executions] == ["sub done"]
+    assert status.messages[-1].content == "all done"
+    assert all(c.status == TOOL_CALL_COMPLETED for c in status.tool_calls)
+
+
+async def test_a_result_too_long_for_the_model_is_kept_in_a_file(bench: Bench) -> None:
+    journal = await bench.run(
+        """
+turns:
+  - steps:
+      - calls: [{name: execute, args: {command: "yes 0123456789 | head -c 200000"}}]
+      - text: "{{last_tool_result}}"
+        calls: [{name: execute, args: {command: "wc -c /tmp/agent-runner/large_tool_results/*"}}]
+      - "{{last_tool_result}}"
+"""
+    )
+    read = journal.status.messages[1].content
+    assert len(read) < 50_000
+    assert "/tmp/agent-runner/large_tool_results/" in read
+    assert journal.status.messages[2].content.strip().startswith("2")
+    assert len(journal.status.tool_calls[0].result) > 199_000
+
+
+async def test_the_model_is_told_where_files_are(bench: Bench) -> None:
+    journal = await bench.run(
+        "turns: [{when: {system: /workspace/notes.md}, steps: [told]}, {steps: [not told]}]"
+    )
+    assert journal.status.messages[0].content == "told"
+
+
+async def test_a_conversation_the_model_finds_too_long_is_shortened(bench: Bench) -> None:
+    script = """
+turns:
+  - {when: {system: "(?i)context extraction"}, steps: ["a summary"]}
+  - {when: {message: finish, turn: 13}, steps: [{text: x, fail: {kind: too_long}}]}
+  - {when: finish, steps: ["after shortening, turn {{turn}}"]}
+  - steps: ["filler"]
+"""
+    for number in range(12):
+        await bench.run(script, bench.turn(f"message {number} " + "word " * 400))
+    journal = await bench.run(script, bench.turn("finish"))
+    assert journal.status.messages[-1].content.startswith("after shortening")
+    assert len(journal.status.messages) == 1
+    assert journal.status.run.usage.model_calls >= 1

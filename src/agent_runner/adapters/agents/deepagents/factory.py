@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
 from deepagents import create_deep_agent
+from deepagents.backends import CompositeBackend
 from deepagents.middleware.subagents import GENERAL_PURPOSE_SUBAGENT
 from langchain.agents.middleware import AgentMiddleware, TodoListMiddleware
 from langchain_core.utils.function_calling import convert_to_openai_tool
@@ -21,9 +22,17 @@ from agent_runner.adapters.agents.tool_calls import ToolCalls, report_output
 from agent_runner.adapters.agents.tracing import trace_without_threads
 from agent_runner.adapters.sandbox.deepagents_backend import SandboxBackend
 from agent_runner.ports.agents import AgentSession, AgentSpecification, Checkpoints, ToolJournal
-from agent_runner.ports.sandboxes import OnOutput, Sandbox
 
-MakeBackend = Callable[[Sandbox, OnOutput], Any]
+ARTIFACTS_ROOT = "/tmp/agent-runner"  # noqa: S108 (in the sandbox)
+"""Where the engine puts results and conversations that are too long for the model, to be read in parts.
+
+Its default, the root, cannot be written; in the workspace they would be found by every search.
+"""
+
+WORKSPACE_NOTE = (
+    "Your files are in /workspace, and your commands start there. Give the file tools whole paths, such as "
+    "/workspace/notes.md. Only /workspace and /tmp can be written; what is there stays for the session."
+)
 
 
 class _Todos(TodoListMiddleware[Any]):
@@ -72,7 +81,11 @@ class DeepAgentsFactory:
             ModelCalls(specification.model.name, limits, self._retries, journal, arguments),
         ]
         # The backend needs the loop it is made on; the graph takes milliseconds of schemas.
-        backend = SandboxBackend(specification.sandbox, on_output=report_output)
+        backend = CompositeBackend(
+            SandboxBackend(specification.sandbox, on_output=report_output),
+            {},
+            artifacts_root=ARTIFACTS_ROOT,
+        )
         graph = await asyncio.to_thread(self._build, specification, backend, guards)
         yield DeepAgentSession(
             graph, specification, journal, arguments, self._checkpoints.saver, self._recursion_limit
@@ -87,7 +100,7 @@ class DeepAgentsFactory:
         graph = create_deep_agent(
             model=specification.model.chat,
             tools=list(specification.tools),
-            system_prompt=specification.instructions,
+            system_prompt=f"{specification.instructions}\n\n{WORKSPACE_NOTE}",
             middleware=[_Todos(), *guards],
             subagents=_sub_agents(specification, guards),
             backend=backend,
@@ -110,7 +123,7 @@ def _sub_agents(specification: AgentSpecification, guards: list[AgentMiddleware[
         {
             "name": sub_agent.name,
             "description": sub_agent.description,
-            "system_prompt": sub_agent.instructions,
+            "system_prompt": f"{sub_agent.instructions}\n\n{WORKSPACE_NOTE}",
             "tools": list(sub_agent.tools),
             "middleware": list(guards),
         }
@@ -118,6 +131,7 @@ def _sub_agents(specification: AgentSpecification, guards: list[AgentMiddleware[
     ]
     general: dict[str, Any] = {
         **GENERAL_PURPOSE_SUBAGENT,
+        "system_prompt": f"{GENERAL_PURPOSE_SUBAGENT['system_prompt']}\n\n{WORKSPACE_NOTE}",
         "tools": list(specification.tools),
         "middleware": list(guards),
     }
