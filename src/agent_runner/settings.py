@@ -103,6 +103,37 @@ class Settings(BaseSettings):
         validation_alias=_named("sandbox_idle_seconds", "STIGMER_SANDBOX_TTL"),
         description="A sandbox without work is stopped after this time; its files stay.",
     )
+    artifact_store: str | None = Field(
+        default=None,
+        validation_alias=_named("artifact_store"),
+        description="URL of the store of skills: `file:///folder`, `s3://bucket/prefix`, … "
+        "Unset: a folder in the data directory.",
+    )
+    skill_archive_bytes: int = Field(
+        default=100 << 20,
+        ge=1024,
+        validation_alias=_named("skill_archive_bytes"),
+        description="The most bytes a skill's zip may have.",
+    )
+    skill_unpacked_bytes: int = Field(
+        default=500 << 20,
+        ge=1024,
+        validation_alias=_named("skill_unpacked_bytes"),
+        description="The most bytes the files of a skill may have.",
+    )
+    skill_entries: int = Field(
+        default=10_000,
+        ge=1,
+        le=60_000,
+        validation_alias=_named("skill_entries"),
+        description="The most files and directories a skill may have.",
+    )
+    skill_cache_bytes: int = Field(
+        default=4 << 30,
+        ge=0,
+        validation_alias=_named("skill_cache_bytes"),
+        description="Bytes extracted skills may take up on a runner's disk; the longest unused go first.",
+    )
     temporal_address: str | None = Field(
         default=None,
         validation_alias=AliasChoices("TEMPORAL_ADDRESS", "temporal_address", "TEMPORAL_SERVICE_ADDRESS"),

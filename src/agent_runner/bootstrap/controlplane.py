@@ -19,6 +19,7 @@ from agent_runner.adapters.workflows.temporal import StarterSettings, TemporalWo
 from agent_runner.bootstrap.data import DataDirectory, held
 from agent_runner.bootstrap.keys import encryption_keys
 from agent_runner.controlplane.server import ControlPlane
+from agent_runner.domain.archives import ArchiveLimits
 from agent_runner.runner.ends import ServiceEnds
 from agent_runner.runner.worker import ControlPlaneWorker
 from agent_runner.services.container import Services, build_services
@@ -51,8 +52,9 @@ async def control_plane(
             SqliteEventLog(database),
             MemoryAnnouncer(),
             TemporalWorkflowStarter(connection, starter_settings(settings)),
-            artifacts=ObjectArtifactStore.from_url(data.artifacts.as_uri()),
+            artifacts=ObjectArtifactStore.from_url(settings.artifact_store or data.artifacts.as_uri()),
             spool=data.root,
+            skill_limits=skill_limits(settings),
             secrets=open_keyring(encryption_keys(settings), data.root),
         )
         await services.variables.sweep()
@@ -69,6 +71,14 @@ async def control_plane(
             once_connected(connection, lambda: _run_workflows(settings, connection, services))
         )
         yield f"{settings.listen.rpartition(':')[0]}:{port}"
+
+
+def skill_limits(settings: Settings) -> ArchiveLimits:
+    return ArchiveLimits(
+        compressed_bytes=settings.skill_archive_bytes,
+        uncompressed_bytes=settings.skill_unpacked_bytes,
+        entries=settings.skill_entries,
+    )
 
 
 def starter_settings(settings: Settings) -> StarterSettings:

@@ -21,7 +21,7 @@ from agent_runner.adapters.skills.grpc import GrpcSkillReader
 from agent_runner.adapters.status.native import BatchSettings
 from agent_runner.adapters.status.sinks import NegotiatingSinks
 from agent_runner.adapters.temporal.connection import TemporalConnection
-from agent_runner.bootstrap.controlplane import once_connected
+from agent_runner.bootstrap.controlplane import once_connected, skill_limits
 from agent_runner.bootstrap.data import DataDirectory
 from agent_runner.bootstrap.sandboxes import sandbox_provider
 from agent_runner.client.channels import Channel
@@ -91,7 +91,7 @@ async def parts(
                 sandboxes=sandboxes,
                 models=DefaultModelResolver(dict(os.environ), settings.model),
                 agents=DeepAgentsFactory(checkpoints),
-                skills=SkillLoader(skills, SkillCache(data.skills, skills)),
+                skills=SkillLoader(skills, _skill_cache(settings, data, skills)),
                 environments=GrpcEnvironmentResolver(channel),
                 mcp=McpSessions(on_progress=report_output),
                 secrets=secrets or LiveSecrets(),
@@ -99,3 +99,9 @@ async def parts(
     finally:
         await sandboxes.aclose()
         await channel.aclose()
+
+
+def _skill_cache(settings: Settings, data: DataDirectory, reader: GrpcSkillReader) -> SkillCache:
+    return SkillCache(
+        data.skills, reader, most_bytes=settings.skill_cache_bytes, limits=skill_limits(settings)
+    )

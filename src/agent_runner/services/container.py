@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agent_runner.domain.archives import ArchiveLimits
 from agent_runner.domain.kinds import ENVIRONMENT, EXECUTION_CONTEXT, MCP_SERVER
 from agent_runner.ports.announcers import Announcer
 from agent_runner.ports.artifacts import ArtifactStore
@@ -91,6 +92,7 @@ def build_services(
     clock: Clock = utc_now,
     replicas: bool = False,
     spool: Path | None = None,
+    skill_limits: ArchiveLimits | None = None,
     secrets: SecretBox | None = None,
 ) -> Services:
     """Build the services.
@@ -99,6 +101,7 @@ def build_services(
         replicas: True when other processes write to the same stores. Reads then look at the log, rather
             than trust what is in memory; writes are safe either way.
         spool: directory for uploads as they arrive; None: the system's for temporary files.
+        skill_limits: what a skill's archive may be; None: the usual.
         secrets: seals secret variables; None: they are refused.
     """
     new_id, sealing = IdSource(clock), SecretFields(secrets)
@@ -139,7 +142,7 @@ def build_services(
         execution_contexts=ResourceService(
             EXECUTION_CONTEXT, store, clock=clock, new_id=new_id, secrets=sealing
         ),
-        skills=SkillService(store, artifacts, clock=clock, new_id=new_id, spool=spool),
+        skills=SkillService(store, artifacts, clock=clock, new_id=new_id, spool=spool, limits=skill_limits),
         mcp_servers=McpServerService(MCP_SERVER, store, clock=clock, new_id=new_id, secrets=sealing),
         runs=runs,
         events=events,
