@@ -147,6 +147,22 @@ async def test_a_killed_temporal_comes_back_and_the_run_goes_on(world: Stack) ->
     await no_workflow_left(world, created)
 
 
+async def test_an_end_stored_while_temporal_was_away_is_found(world: Stack) -> None:
+    await world.run_worker()
+    created = await world.create(await world.agent(TALK))
+    await world.seen(created, "word word")
+    await world.temporal.stop()
+
+    status = (await world.ended(created)).status
+    await asyncio.sleep(2)  # longer than the heartbeat timeout
+    await world.temporal.start()
+
+    assert status.phase == EXECUTION_COMPLETED, status.error
+    await no_workflow_left(world, created)
+    assert (await world.get(created)).status == status
+    await world.handle(created).result()
+
+
 async def test_a_cancel_is_stored_when_the_worker_is_gone(world: Stack) -> None:
     worker = await world.spawn_worker()
     created = await world.create(await world.agent(EFFECTS % 60))

@@ -38,7 +38,7 @@ class ManagedTemporal:
 
     Args:
         data_dir: gets `temporal.db`; made when it is not there.
-        port: of the gRPC service; 0 takes a free one, kept over restarts.
+        port: of the gRPC service; 0 takes a free one, which it keeps.
         log_path: where its output goes; `temporal.log` in `data_dir` by default.
         namespace: made at the start.
     """
@@ -77,6 +77,7 @@ class ManagedTemporal:
             self._process = SupervisedProcess(self._command())
             try:
                 await self._process.start()
+                self._wanted_port = self._port  # started again, it is found where it was
                 return
             except UnavailableError:
                 # Between asking for a free port and the server's bind somebody else may have taken it.
