@@ -12,9 +12,11 @@ import hashlib
 import json
 import os
 import secrets
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,11 +168,26 @@ def stored(home: Home) -> Iterator[Path]:
             yield path
 
 
+def content(path: Path) -> Iterator[bytes]:
+    """The file's bytes and, of a database, each value whole: pages cut long ones in pieces."""
+    yield path.read_bytes()
+    if path.read_bytes()[:15] == b"SQLite format 3":
+        with closing(sqlite3.connect(path)) as database:
+            database.text_factory = bytes
+            for (table,) in database.execute(
+                "SELECT name FROM sqlite_master WHERE type = 'table'"
+            ).fetchall():
+                for row in database.execute(f'SELECT * FROM "{table.decode()}"'):
+                    yield b"\n".join(value for value in row if isinstance(value, bytes))
+
+
 def hits(home: Home, canary: str, *, but: str = "") -> list[str]:
     return [
         f"{path.relative_to(home.data)}: {shapes[:3]}"
         for path in stored(home)
-        if not (but and path.name.startswith(but)) and (shapes := found_in(path.read_bytes(), canary))
+        if not (but and path.name.startswith(but))
+        for part in content(path)
+        if (shapes := found_in(part, canary))
     ]
 
 
