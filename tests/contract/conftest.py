@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import importlib.util
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,14 +28,14 @@ def serving(command: list[str], ready: str) -> Iterator[str]:
     arguments = [argument.format(port=port) for argument in command]
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        _wait_for_port(port, process)
+        wait_for_port(port, process)
         yield ready.format(port=port)
     finally:
         process.terminate()
         process.wait(30)
 
 
-def _wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -41,6 +45,28 @@ def _wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
         else:
             return
     raise TimeoutError(f"{process.args!r} does not listen on port {port}")
+
+
+@asynccontextmanager
+async def mongo_database(url: str) -> AsyncIterator[Any]:
+    """A MongoDatabase, opened and closed."""
+    from agent_runner.adapters.store.mongo import MongoDatabase
+
+    async with MongoDatabase(url) as database:
+        yield database
+    await collect_sockets()
+
+
+async def collect_sockets() -> None:
+    """Collect what MongoDB's driver leaves behind, or a later test would be blamed for it.
+
+    Its monitor, cancelled while it connects, leaves its socket to the garbage collector.
+    """
+    for _ in range(20):  # until the cancelled tasks have let go
+        await asyncio.sleep(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
+from contract.conftest import mongo_database
 
 from agent_runner.adapters.store.memory import MemoryEventLog
 from agent_runner.adapters.store.sqlite import SqliteDatabase, SqliteEventLog
@@ -31,9 +32,9 @@ async def sqlite(request: pytest.FixtureRequest) -> AsyncIterator[EventLog]:
 @asynccontextmanager
 async def mongo(request: pytest.FixtureRequest) -> AsyncIterator[EventLog]:
     url = request.getfixturevalue("mongo_url")
-    from agent_runner.adapters.store.mongo import MongoDatabase, MongoEventLog
+    from agent_runner.adapters.store.mongo import MongoEventLog
 
-    async with MongoDatabase(f"{url}/test_{uuid.uuid4().hex}") as database:
+    async with mongo_database(f"{url}/test_{uuid.uuid4().hex}") as database:
         yield MongoEventLog(database)
 
 

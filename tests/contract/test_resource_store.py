@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from contract.conftest import mongo_database
 
 from agent_runner.adapters.store.memory import MemoryResourceStore
 from agent_runner.adapters.store.sqlite import SqliteDatabase, SqliteResourceStore
@@ -32,9 +33,9 @@ async def sqlite(request: pytest.FixtureRequest) -> AsyncIterator[ResourceStore]
 @asynccontextmanager
 async def mongo(request: pytest.FixtureRequest) -> AsyncIterator[ResourceStore]:
     url = request.getfixturevalue("mongo_url")
-    from agent_runner.adapters.store.mongo import MongoDatabase, MongoResourceStore
+    from agent_runner.adapters.store.mongo import MongoResourceStore
 
-    async with MongoDatabase(f"{url}/test_{uuid.uuid4().hex}") as database:
+    async with mongo_database(f"{url}/test_{uuid.uuid4().hex}") as database:
         yield MongoResourceStore(database)
 
 

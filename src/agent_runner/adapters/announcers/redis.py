@@ -65,6 +65,7 @@ class RedisAnnouncer:
         try:
             await self._pubsub.subscribe(_ALIVE)
         except (RedisError, OSError) as error:
+            await self.aclose()
             raise _unavailable(error) from error
         self._listening = asyncio.create_task(self._listen(), name="redis announcements")
 

@@ -112,7 +112,7 @@ def _listing(
     """The statement and its values for a page of resources."""
     order, beyond = ("ASC", ">") if oldest_first else ("DESC", "<")
     source, values, id_column = _matching(kind, org, fields, edge, beyond)
-    statement = f"SELECT {_COLUMNS} {source} ORDER BY {id_column} {order} LIMIT ?"  # noqa: S608
+    statement = f"SELECT {_COLUMNS} {source} ORDER BY {id_column} {order} LIMIT ?"
     return statement, [*values, limit]
 
 

@@ -127,6 +127,11 @@ class Resources(SideBySide):
         asked["after" if oldest_first else "before"] = edge
         self.compare(self.sqlite.list(kind, **asked), self.memory.list(kind, **asked))
 
+    @rule(kind=KINDS, org=st.none() | ORGS, fields=st.none() | FIELDS, before=st.none() | IDS)
+    def count(self, kind: str, org: str | None, fields: dict[str, str] | None, before: str | None) -> None:
+        asked: dict[str, Any] = {"org": org, "fields": fields, "before": before}
+        self.compare(self.sqlite.count(kind, **asked), self.memory.count(kind, **asked))
+
     @invariant()
     def the_index_of_fields_is_whole(self) -> None:
         rows = self.loop.run_until_complete(self.database.read(_index_rows))

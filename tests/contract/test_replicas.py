@@ -1,0 +1,200 @@
+"""What the adapters for several replicas keep between processes and through lost connections."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from contract.conftest import collect_sockets, mongo_database, redis_program, wait_for_port
+
+from agent_runner.errors import ConflictError, SettingsError, UnavailableError
+from agent_runner.ports.stores import LogHead, ResourceKey, StoredResource
+
+pymongo = pytest.importorskip("pymongo", reason="the extra `mongo` is not installed")
+pytest.importorskip("redis", reason="the extra `redis` is not installed")
+
+from agent_runner.adapters.announcers.redis import RedisAnnouncer  # noqa: E402
+from agent_runner.adapters.store.mongo import (  # noqa: E402
+    MongoDatabase,
+    MongoEventLog,
+    MongoResourceStore,
+)
+
+NOBODY = "127.0.0.1:9"
+"""The discard port, where nothing listens."""
+
+
+@pytest.fixture
+def database_url(mongo_url: str) -> str:
+    return f"{mongo_url}/test_{uuid.uuid4().hex}"
+
+
+@asynccontextmanager
+async def two(database_url: str) -> AsyncIterator[tuple[MongoDatabase, MongoDatabase]]:
+    async with mongo_database(database_url) as one, mongo_database(database_url) as other:
+        yield one, other
+
+
+async def test_replicas_append_to_one_log_without_gaps(database_url: str) -> None:
+    async def add(log: MongoEventLog, count: int) -> None:
+        while count:
+            head = await log.head("ex-1")
+            seq = head.last_seq
+            follows = LogHead(seq + 1, 1, seq + 1, seq, b"snapshot %d" % (seq // 3))
+            try:
+                await log.append("ex-1", [b"event %d" % (seq + 1)], expected_seq=seq, head=follows)
+            except ConflictError:
+                continue
+            count -= 1
+
+    async with two(database_url) as (one, other):
+        await asyncio.gather(*(add(MongoEventLog(database), 10) for database in (one, other, one)))
+        log = MongoEventLog(other)
+        assert list(await log.read("ex-1")) == [(seq, b"event %d" % seq) for seq in range(1, 31)]
+        assert (await log.head("ex-1")).snapshot == b"snapshot 9"
+        assert await one.snapshots.count_documents({}) == 1
+
+
+async def test_replicas_see_each_other_s_resources(database_url: str) -> None:
+    resource = StoredResource(ResourceKey("agent", "agt-1"), "acme", "helper", b"body")
+    async with two(database_url) as (one, other):
+        await MongoResourceStore(one).put(resource, expected=0)
+        assert (await MongoResourceStore(other).get(resource.key)).body == b"body"
+
+
+async def test_a_snapshot_left_by_a_crash_is_cleared_away(database_url: str) -> None:
+    async with mongo_database(database_url) as database:
+        log = MongoEventLog(database)
+        await log.append("ex-1", [b"1"], expected_seq=0, head=LogHead(1, snapshot=b"one"))
+        await database.snapshots.insert_one({"execution": "ex-1", "revision": 2, "body": b"of a dead writer"})
+        await log.append("ex-1", [b"2"], expected_seq=1, head=LogHead(2, snapshot=b"two"))
+        await log.append("ex-1", [b"3"], expected_seq=2, head=LogHead(3, snapshot=b"three"))
+
+        assert (await log.head("ex-1")).snapshot == b"three"
+        assert await database.snapshots.count_documents({}) == 1
+
+
+async def test_a_large_log_is_compacted_into_several_documents(database_url: str) -> None:
+    async with mongo_database(database_url) as database:
+        log = MongoEventLog(database)
+        events = [bytes([number]) * 3_000_000 for number in range(8)]
+        for seq, event in enumerate(events):
+            await log.append("ex-1", [event], expected_seq=seq, head=LogHead(seq + 1, snapshot=b"s"))
+        kept = [(1, events[0]), (4, events[3]), (7, events[6]), (8, b"end")]
+        await log.replace("ex-1", kept)
+        await log.append("ex-1", [b"on"], expected_seq=8, head=LogHead(9, snapshot=b"t"))
+
+        assert list(await log.read("ex-1")) == [*kept, (9, b"on")]
+        assert await log.head("ex-1") == LogHead(9, snapshot=b"t")
+
+
+async def test_a_newer_schema_is_refused(database_url: str) -> None:
+    async with mongo_database(database_url) as database:
+        await database._schema.update_one({"_id": "version"}, {"$set": {"version": 99}})
+    with pytest.raises(SettingsError, match="schema version 99"):
+        await MongoDatabase(database_url).open()
+
+
+async def test_a_cluster_that_is_away_is_said() -> None:
+    database = MongoDatabase(f"mongodb://{NOBODY}", timeout=0.5)
+    with pytest.raises(UnavailableError, match="MongoDB cannot be used"):
+        await database.open()
+    del database
+    await collect_sockets()
+
+
+def test_a_wrong_address_is_a_wrong_setting() -> None:
+    with pytest.raises(SettingsError, match="MongoDB address"):
+        MongoDatabase("mongodb://a:b:c")
+    with pytest.raises(SettingsError, match="Redis address"):
+        RedisAnnouncer("localhost")
+
+
+# Announcements
+
+
+async def take(messages: AsyncIterator[bytes]) -> bytes:
+    async with asyncio.timeout(20):
+        return await anext(messages)
+
+
+async def test_what_one_replica_publishes_reaches_the_others(redis_url: str) -> None:
+    async with (
+        RedisAnnouncer(redis_url) as one,
+        RedisAnnouncer(redis_url) as other,
+        one.subscribe("a") as here,
+        other.subscribe("a") as there,
+        other.subscribe("b") as apart,
+    ):
+        await one.publish("a", b"1")
+        await other.publish("b", b"2")
+        assert [await take(here), await take(there), await take(apart)] == [b"1", b"1", b"2"]
+
+
+async def test_a_server_that_is_away_is_said() -> None:
+    announcer = RedisAnnouncer(f"redis://{NOBODY}")
+    with pytest.raises(UnavailableError, match="Redis cannot be used"):
+        await announcer.open()
+    with pytest.raises(UnavailableError):
+        await announcer.publish("a", b"x")
+
+
+class RestartableRedis:
+    """A server that can be killed and started again at the same port."""
+
+    def __init__(self, program: str, port: int) -> None:
+        self._command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+        self._port = port
+        self.url = f"redis://127.0.0.1:{port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for_port(self._port, self._process)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait(30)
+            self._process = None
+
+
+@pytest.fixture
+def redis_server(unused_tcp_port: int) -> Iterator[RestartableRedis]:
+    program = redis_program()
+    if program is None:
+        pytest.skip("no Redis or Valkey server is installed")
+    server = RestartableRedis(program, unused_tcp_port)
+    server.start()
+    yield server
+    server.kill()
+
+
+async def test_a_lost_connection_is_told_to_subscribers_and_comes_back(
+    redis_server: RestartableRedis,
+) -> None:
+    async with RedisAnnouncer(redis_server.url) as announcer:
+        async with announcer.subscribe("a") as messages:
+            await asyncio.to_thread(redis_server.kill)
+            with pytest.raises(UnavailableError):
+                await take(messages)
+        await asyncio.to_thread(redis_server.start)
+
+        assert await until_subscribed(announcer) == b"back"
+
+
+async def until_subscribed(announcer: RedisAnnouncer) -> Any:
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                async with announcer.subscribe("a") as messages:
+                    await announcer.publish("a", b"back")
+                    return await take(messages)
+            except UnavailableError:
+                await asyncio.sleep(0.05)
