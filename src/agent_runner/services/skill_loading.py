@@ -12,6 +12,7 @@ from agent_runner.domain.skill_prompts import PromptSkill, prompt_section
 from agent_runner.domain.skills import description_of
 from agent_runner.errors import AgentRunnerError, NotFoundError
 from agent_runner.ports.skills import SkillFiles, SkillReader, SkillsOnDisk
+from agent_runner.v1.options_pb2 import SkillDisclosure
 from agent_runner.v1.status_pb2 import UsedSkill
 from ai.stigmer.agentic.agent.v1.api_pb2 import Agent
 from ai.stigmer.agentic.skill.v1.api_pb2 import Skill
@@ -76,8 +77,9 @@ class SkillLoader:
         found = await self._resolve(dict.fromkeys(one for ones in wanted.values() for one in ones))
         skills = [one for one in found.values() if isinstance(one, Skill)]
         async with self._files.use(skills) as files:
-            shown = {one: _shown(skill, files) for one, skill in found.items() if isinstance(skill, Skill)}
             disclosure = agent.spec.options.skill_disclosure
+            brief = disclosure == SkillDisclosure.SKILL_DISCLOSURE_PROGRESSIVE
+            shown = {one: _shown(s, files, brief) for one, s in found.items() if isinstance(s, Skill)}
             yield LoadedSkills(
                 paths=files.paths,
                 sections={
@@ -137,13 +139,13 @@ def _wanted(agent: Agent, pinned: Iterable[UsedSkill]) -> dict[str, list[_Wanted
     return {name: [one(reference) for reference in refs] for name, refs in references.items() if refs}
 
 
-def _shown(skill: Skill, files: SkillsOnDisk) -> PromptSkill:
+def _shown(skill: Skill, files: SkillsOnDisk, brief: bool) -> PromptSkill:
     hash = skill.status.version_hash
     return PromptSkill(
         name=skill.metadata.name or skill.metadata.slug,
         hash=hash if hash in files.paths else "",
         skill_md=skill.spec.skill_md,
-        description=description_of(skill.spec.skill_md),
+        description=description_of(skill.spec.skill_md) if brief else "",
     )
 
 

@@ -75,8 +75,13 @@ class SkillCache:
         hashes = [hash for hash in wanted if hash not in problems]
         for hash in hashes:
             await leases.enter_async_context(locked(self._trees.lock(hash, "use"), exclusive=False))
+        here = await asyncio.to_thread(self._trees.intact_of, hashes)
         async with asyncio.TaskGroup() as tasks:
-            bringing = {hash: tasks.create_task(self._bring(hash, wanted[hash])) for hash in hashes}
+            bringing = {
+                hash: tasks.create_task(self._bring(hash, wanted[hash]))
+                for hash in hashes
+                if hash not in here
+            }
         for hash, task in bringing.items():
             if isinstance(outcome := task.result(), AgentRunnerError):
                 raise outcome
@@ -85,15 +90,12 @@ class SkillCache:
         return problems
 
     async def _bring(self, hash: str, key: str) -> str | AgentRunnerError:
-        """Make sure the files are here; returns why they cannot be, or nothing.
+        """Bring the files of a version here; returns why they cannot be, or nothing.
 
         What another try may mend is returned too: raised, it would come wrapped in a group.
         """
-        if await asyncio.to_thread(self._trees.intact, hash):
-            await asyncio.to_thread(self._trees.touch, hash)
-            return ""
         async with locked(self._trees.lock(hash, "install"), exclusive=True):
-            if await asyncio.to_thread(self._trees.intact, hash):
+            if await asyncio.to_thread(self._trees.intact_of, [hash]):
                 return ""  # somebody else was faster
             try:
                 async with self._downloads:

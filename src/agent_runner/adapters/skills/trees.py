@@ -13,7 +13,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,19 +65,26 @@ class SkillTrees:
         """A file without a name for an archive on its way."""
         return tempfile.TemporaryFile(dir=self._scratch)
 
-    def intact(self, hash: str) -> bool:
-        """Whether the files are there as they were extracted, by size, mode and time of change."""
+    def intact_of(self, hashes: Iterable[str]) -> set[str]:
+        """Those whose files are there as they were extracted, by size, mode and time of change.
+
+        They count as used now.
+        """
+        found = {hash for hash in hashes if self._intact(hash)}
+        for hash in found:
+            with suppress(FileNotFoundError):
+                os.utime(self._manifest(hash))
+        return found
+
+    def _intact(self, hash: str) -> bool:
         try:
             manifest = json.loads(self._manifest(hash).read_bytes())
             root = self.path(hash)
-            return all(_identity(root / name) == identity for name, identity in manifest["files"].items())
+            return all(
+                _identity(f"{root}/{name}") == identity for name, identity in manifest["files"].items()
+            )
         except (OSError, ValueError, KeyError, AttributeError):
             return False
-
-    def touch(self, hash: str) -> None:
-        """Note that the version was used now."""
-        with suppress(FileNotFoundError):
-            os.utime(self._manifest(hash))
 
     def extract(self, hash: str, archive: BinaryIO) -> None:
         """Put the files of a checked archive in place of whatever is there.
@@ -162,8 +169,8 @@ def _manifest_of(entries: list[Entry], root: Path) -> bytes:
     return json.dumps({"size": size, "files": files}, separators=(",", ":")).encode()
 
 
-def _identity(path: Path) -> list[int]:
-    found = path.lstat()
+def _identity(path: Path | str) -> list[int]:
+    found = os.lstat(path)
     return [found.st_size, stat.S_IMODE(found.st_mode), found.st_mtime_ns]
 
 
