@@ -652,6 +652,12 @@ turns:
     assert len(journal.status.tool_calls[0].result) > 199_000
 
 
+async def test_a_message_too_long_for_the_model_is_answered(bench: Bench) -> None:
+    journal = await bench.run("turns: [{steps: [ok]}]", bench.turn("word " * 1_000_000))
+    assert [m.content for m in journal.status.messages] == ["ok"]
+    assert journal.status.run.usage.input_tokens < 50_000
+
+
 async def test_the_model_is_told_where_files_are(bench: Bench) -> None:
     journal = await bench.run(
         "turns: [{when: {system: /workspace/notes.md}, steps: [told]}, {steps: [not told]}]"

@@ -144,19 +144,19 @@ class Normalizer:
     def _task_ended(self, namespace: Namespace, task: Mapping[str, Any]) -> Iterator[ExecutionEvent]:
         result = task["result"] if isinstance(task["result"], Mapping) else {}
         if task["name"] == MODEL_NODE:
-            yield from self._answered(namespace, task["id"], _messages(result))
+            yield from self._answered(namespace, task["id"], written_messages(result))
         elif task["name"] == TOOLS_NODE:
-            if not namespace and result.get("todos") is not None:
-                yield changed_todos(result["todos"])
+            for todos in _writes(result, "todos")[-1:] if not namespace else ():
+                yield changed_todos(todos)
             sub_agent = self._sub_agents.get(task["id"])
             if sub_agent is not None:
-                yield _sub_agent_completed(sub_agent, _messages(result), task.get("error"))
+                yield _sub_agent_completed(sub_agent, written_messages(result), task.get("error"))
 
     def _answered(self, namespace: Namespace, task_id: str, messages: list[Any]) -> Iterator[ExecutionEvent]:
         place = "|".join((*namespace, f"{MODEL_NODE}:{task_id}"))
         streamed = self._streaming.pop(place, None)
         for answer in messages:
-            if answer.type != "ai":
+            if answer.type != "ai":  # such as an instruction to remove messages
                 continue
             known = streamed or self._open(place, None)
             self._streaming.pop(place, None)
@@ -192,9 +192,22 @@ def _tool_call(task: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return given if isinstance(given, Mapping) and "args" in given else None
 
 
-def _messages(result: Mapping[str, Any]) -> list[Any]:
-    messages = result.get("messages") or []
-    return messages if isinstance(messages, list) else [messages]
+def written_messages(result: Mapping[str, Any]) -> list[Any]:
+    """The messages in a task's result; other things that stand among them are left out."""
+    found = [message for write in _writes(result, "messages") for message in _listed(write)]
+    return [message for message in found if hasattr(message, "type")]
+
+
+def _writes(result: Mapping[str, Any], name: str) -> list[Any]:
+    """What a task wrote to a channel; several writes come in a wrapping of their own."""
+    value = result.get(name)
+    if isinstance(value, Mapping) and "$writes" in value:
+        return list(value["$writes"])
+    return [] if value is None else [value]
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _sub_agent_completed(sub_agent_id: str, messages: list[Any], error: object) -> ExecutionEvent:

@@ -184,3 +184,12 @@ def test_an_answer_that_was_not_streamed_is_told_whole() -> None:
     events = list(Normalizer(()).events((), "tasks", task))
     assert kinds(events) == ["message_started", "message_completed", "usage_reported"]
     assert events[1].message_completed.content == "whole"
+
+
+def test_several_writes_of_one_step_are_unwrapped() -> None:
+    answer = SimpleNamespace(type="ai", id="x", content="hi", usage_metadata=None)
+    removed = SimpleNamespace(type="remove", id="y", content="")
+    writes = {"$writes": [[removed, answer], {"other": 1}]}
+    task = {"id": "t1", "name": "model", "error": None, "result": {"messages": writes}}
+    events = list(Normalizer(()).events((), "tasks", task))
+    assert kinds(events) == ["message_started", "message_completed", "usage_reported"]

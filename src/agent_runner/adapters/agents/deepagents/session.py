@@ -24,7 +24,7 @@ from agent_runner.adapters.agents.events import (
     started_message,
     text_of,
 )
-from agent_runner.adapters.agents.normalizer import SUB_AGENT_TOOL, Normalizer
+from agent_runner.adapters.agents.normalizer import SUB_AGENT_TOOL, Normalizer, written_messages
 from agent_runner.adapters.agents.signals import Barrier
 from agent_runner.adapters.models.failures import diagnose, explain
 from agent_runner.adapters.models.prices import cost_of, price_of
@@ -147,7 +147,12 @@ class DeepAgentSession:
         return Past(
             Standing.UNFINISHED if state.next else Standing.FINISHED,
             _since(state.values.get("messages", []), f"human-{turn.execution_id}"),
-            [m for task in state.tasks if isinstance(task.result, dict) for m in _tool_messages(task.result)],
+            [
+                m
+                for task in state.tasks
+                if isinstance(task.result, dict)
+                for m in written_messages(task.result)
+            ],
             state.values.get("todos") or [],
         )
 
@@ -175,8 +180,3 @@ class DeepAgentSession:
 def _since(messages: list[Any], message_id: str) -> list[Any]:
     places = [place for place, message in enumerate(messages) if message.id == message_id]
     return messages[places[-1] + 1 :] if places else []
-
-
-def _tool_messages(result: dict[str, Any]) -> list[Any]:
-    messages = result.get("messages") or []
-    return messages if isinstance(messages, list) else [messages]
