@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from unit.cli.terminals import Terminal
 
 ROOT = Path(__file__).resolve().parents[2]
 WITHIN = 90.0
@@ -47,6 +48,7 @@ class Home:
 
     path: Path
     environment: dict[str, str] = field(default_factory=dict)
+    terminals: list[Terminal] = field(default_factory=list)
 
     @property
     def data_dir(self) -> Path:
@@ -87,6 +89,11 @@ class Home:
         assert done.returncode == 0, f"{arguments}: {done.stdout}\n{done.stderr}"
         return done.stdout
 
+    def terminal(self, *arguments: str) -> Terminal:
+        environment = self.environment | {"TERM": "xterm-256color", "COLUMNS": "110", "LINES": "40"}
+        self.terminals.append(Terminal(*arguments, environment=environment, directory=self.path))
+        return self.terminals[-1]
+
     def json(self, *arguments: str) -> dict[str, object]:
         found: dict[str, object] = json.loads(self.ok(*arguments, "-o", "json"))
         return found
@@ -121,6 +128,8 @@ def home(tmp_path: Path) -> Iterator[Home]:
 
 
 def _clean_up(home: Home) -> None:
+    for terminal in home.terminals:
+        terminal.close()
     home.run("down")
     for process in home.processes():
         process.kill()
@@ -218,6 +227,49 @@ def test_a_temporary_stack_ends_when_its_command_is_killed(home: Home) -> None:
     process.communicate(timeout=WITHIN)
 
     home.wait_for_no_process(15)
+
+
+def test_a_run_that_is_terminated_takes_its_stack_with_it(home: Home) -> None:
+    process = home.start("run", "hello", "--model", home.script(SLOW))
+    read_until(process, "IN_PROGRESS")
+    process.terminate()
+    process.communicate(timeout=WITHIN)
+
+    assert process.returncode == 143
+    home.wait_for_no_process()
+
+
+def test_ctrl_c_leaves_a_run_to_a_stack_that_stays(home: Home) -> None:
+    screen = home.terminal("run", "hello", "--model", home.script(SLOW))
+    screen.read_until("one two three")
+    screen.press_ctrl_c()
+
+    assert screen.wait() == 130
+    assert "The stack stays up for what still runs" in screen.text
+    assert "fifteen" in home.ok("watch", "latest")
+    home.ok("down")
+    home.wait_for_no_process()
+
+
+def test_two_stacks_started_at_once_are_one(home: Home) -> None:
+    commands = [home.start("up", "--detach", "--port", "0") for _ in range(2)]
+
+    results = [command.communicate(timeout=WITHIN) for command in commands]
+
+    assert [c.returncode for c in commands] == [0, 0], results
+    assert sorted("runs already" in err for _, err in results) == [False, True]
+
+
+def test_a_second_ctrl_c_cancels_for_good_and_keeps_what_was_said(up: Home) -> None:
+    screen = up.terminal("run", "hello", "--model", up.script(SLOW))
+    screen.read_until("one two three")
+    screen.press_ctrl_c()
+    screen.read_until("Detaching")
+    screen.press_ctrl_c()
+
+    assert screen.wait() == 130
+    assert re.search(r"one two three[\w ]* …\r\n.*CANCELLED", screen.text, re.DOTALL)
+    assert "CANCELLED" in up.ok("get", "execution", "latest")
 
 
 def test_json_lines_are_the_whole_log_and_watching_again_gives_the_same(up: Home) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
-import select
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from unit.cli.terminals import Terminal
 from unit.client.small_server import SmallServer
 
 from agent_runner.v1.events_pb2 import ExecutionEvent
@@ -25,60 +23,7 @@ from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
 )
 
 TIME = "2026-01-02T03:04:05Z"
-WITHIN = 20.0
 SHOWS_CURSOR = "\x1b[?25h"
-
-
-class Terminal:
-    """A program on a terminal of its own."""
-
-    def __init__(self, *arguments: str, environment: dict[str, str]) -> None:
-        self._master, slave = pty.openpty()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "agent_runner", *arguments],
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            env=environment,
-            start_new_session=True,
-            # Ctrl-C on a terminal reaches the group that has it.
-            preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),
-        )
-        os.close(slave)
-        self.text = ""
-
-    def press_ctrl_c(self) -> None:
-        os.write(self._master, b"\x03")
-
-    def read_until(self, pattern: str) -> str:
-        """Everything shown, once the pattern is in it."""
-        deadline = time.monotonic() + WITHIN
-        while not re.search(pattern, self.text, re.DOTALL):
-            if time.monotonic() > deadline or not self._read(deadline):
-                raise AssertionError(f"{pattern!r} did not come: {self.text!r}")
-        return self.text
-
-    def wait(self) -> int:
-        deadline = time.monotonic() + WITHIN
-        while self._read(deadline):
-            pass
-        return self.process.wait(WITHIN)
-
-    def _read(self, deadline: float) -> bool:
-        ready, _, _ = select.select([self._master], [], [], max(deadline - time.monotonic(), 0))
-        if not ready:
-            raise AssertionError(f"nothing more came: {self.text!r}")
-        try:
-            data = os.read(self._master, 65536)
-        except OSError:  # the other end is closed
-            return False
-        self.text += data.decode("utf-8", "replace")
-        return bool(data)
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait(WITHIN)
-        os.close(self._master)
 
 
 @pytest.fixture
@@ -196,7 +141,7 @@ def test_deleting_asks_and_takes_no_for_an_answer(
     assert terminal("run", "hello", "--no-follow").wait() == 0
     screen = terminal("delete", "agent", "assistant")
     screen.read_until(re.escape("Delete agent/assistant? [y/N]"))
-    os.write(screen._master, b"n\n")
+    screen.type("n\n")
 
     assert screen.wait() == 1
     assert len(server.stored["Agent"]) == 1
