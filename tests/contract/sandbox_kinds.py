@@ -7,7 +7,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 from contract.container_engine import IMAGE, engine_url
+from contract.daytona_server import KEY, daytona_server
 
+from agent_runner.adapters.sandbox.daytona import DaytonaProvider
 from agent_runner.adapters.sandbox.docker import DockerProvider
 from agent_runner.adapters.sandbox.local import LocalProvider, UnconfinedProvider
 from agent_runner.ports.sandboxes import SandboxProvider
@@ -42,8 +44,19 @@ async def docker(root: Path) -> AsyncIterator[SandboxProvider]:
         await provider.aclose()
 
 
+@asynccontextmanager
+async def daytona(root: Path) -> AsyncIterator[SandboxProvider]:
+    async with daytona_server(root / "daytona") as server:
+        provider = DaytonaProvider(api_key=KEY, api_url=server.api_url)
+        try:
+            yield provider
+        finally:
+            await provider.aclose()
+
+
 PROVIDERS: dict[str, ProviderFactory] = {
     "local": local,
     "unconfined": unconfined,
     "docker": docker,
+    "daytona": daytona,
 }

@@ -291,7 +291,11 @@ class TestSkills:
 
         assert result.stdout == b"# Greet\ngreetings, you\n"
 
-    async def test_a_skill_cannot_be_altered_by_the_agent(self, sandbox: Sandbox) -> None:
+    async def test_a_skill_cannot_be_altered_by_the_agent(
+        self, provider: SandboxProvider, sandbox: Sandbox
+    ) -> None:
+        if provider.kind == "daytona":
+            pytest.skip("noticed and put right at the next turn: tests/integration/test_sandbox_daytona.py")
         place = f"/bin/skills/{HASH}"
         for attempt in (
             f"echo x > {place}/SKILL.md",

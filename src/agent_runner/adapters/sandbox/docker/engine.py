@@ -137,7 +137,7 @@ class Engine:
             stream = started.start(detach=False)
             await asyncio.wait_for(stream._init(), _REQUEST_TIMEOUT)
         try:
-            yield EngineCommand(stream)
+            yield EngineCommand(started, stream)
         finally:
             # The connection may be in any state; it only has to go.
             with suppress(Exception):
@@ -147,8 +147,16 @@ class Engine:
 class EngineCommand:
     """The streams of a command."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, started: Any, stream: Any) -> None:
+        self._started = started
         self._stream = stream
+
+    async def exit_code(self) -> int | None:
+        """The code it ended with; None while it runs, or when its container has ended."""
+        with in_our_words():
+            found = await self._started.inspect()
+        code: int | None = None if found.get("Running") else found.get("ExitCode")
+        return code
 
     async def send(self, data: bytes) -> None:
         with in_our_words():

@@ -14,9 +14,9 @@ from typing import Any
 from agent_runner.adapters.sandbox.docker.engine import MISSING, Engine, EngineError, find_engine
 from agent_runner.adapters.sandbox.docker.sandbox import DockerSandbox
 from agent_runner.adapters.sandbox.docker.seccomp import SeccompOption
-from agent_runner.adapters.sandbox.docker.skills import pack_skills
 from agent_runner.adapters.sandbox.docker.workspace import DockerWorkspace
 from agent_runner.adapters.sandbox.names import check_session_id, check_skill_hash
+from agent_runner.adapters.sandbox.skills import pack_skills
 from agent_runner.errors import NotFoundError, SandboxRefusedError, SandboxUnavailableError
 from agent_runner.ports.sandboxes import Sandbox, SandboxSpec, Workspace
 

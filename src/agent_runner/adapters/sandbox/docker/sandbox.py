@@ -12,20 +12,15 @@ from datetime import timedelta
 from typing import Any
 
 from agent_runner.adapters.sandbox import inside
-from agent_runner.adapters.sandbox.docker.commands import (
-    INLINE_LIMIT,
-    USER,
-    EndMark,
-    kill_command,
-    run_command,
-)
+from agent_runner.adapters.sandbox.collected import Collected
+from agent_runner.adapters.sandbox.commands import INLINE_LIMIT, kill_command, run_command
 from agent_runner.adapters.sandbox.docker.engine import CONFLICT, MISSING, Engine, EngineCommand, EngineError
-from agent_runner.adapters.sandbox.names import check_environment, check_script, is_below, sandbox_path
-from agent_runner.adapters.sandbox.output import BoundedOutput, LiveOutput
-from agent_runner.adapters.sandbox.processes import TIMED_OUT
+from agent_runner.adapters.sandbox.names import check_environment, check_script, sandbox_path
+from agent_runner.adapters.sandbox.problems import normal_path, refused_to_write
 from agent_runner.errors import InvalidRequestError, SandboxUnavailableError
 from agent_runner.ports.sandboxes import ExecResult, FileProblem, OnOutput
 
+USER = "1000:1000"
 BASE_ENVIRONMENT: Mapping[str, str] = {
     "HOME": "/workspace",
     "LANG": "C.UTF-8",
@@ -39,7 +34,6 @@ _FILES_TIMEOUT = 120.0
 _KILL_TIMEOUT = 10.0
 _SETTLE = 5.0
 """Seconds for the streams of a killed command to end."""
-_WRITABLE = ("/workspace", "/tmp")  # noqa: S108 - the sandbox's own
 
 
 class DockerSandbox:
@@ -88,11 +82,11 @@ class DockerSandbox:
         # The command's own clock is for the case that this worker dies; ours comes first.
         seconds = int(timeout.total_seconds()) + 30
         argv = run_command(token, encoded, directory, seconds)
-        collected = _Collected(token, on_output, output_limit)
+        collected = Collected(token, on_output, output_limit)
         long = len(encoded) > INLINE_LIMIT
         timed_out = False
         async with self._command(argv, variables, stdin=long) as command:
-            collecting = asyncio.ensure_future(collected.collect(command, encoded if long else b""))
+            collecting = asyncio.ensure_future(_collect(command, collected, encoded if long else b""))
             try:
                 await asyncio.wait_for(asyncio.shield(collecting), timeout.total_seconds())
             except TimeoutError:
@@ -100,12 +94,13 @@ class DockerSandbox:
             finally:
                 if not collecting.done():
                     await self._end(mark, collecting)
-        if collected.code is None and not timed_out:
-            raise SandboxUnavailableError("The sandbox ended while a command ran in it.")
+            if collected.code is None and not timed_out:
+                # It took its own wrapper along, or the container ended under it.
+                collected.code = await self._code_without_mark(command)
         return collected.result(timed_out=timed_out)
 
     async def put(self, files: Sequence[tuple[str, bytes]]) -> Sequence[FileProblem | None]:
-        problems: list[FileProblem | None] = [_refused(path) for path, _ in files]
+        problems: list[FileProblem | None] = [refused_to_write(path) for path, _ in files]
         wanted = [index for index, problem in enumerate(problems) if problem is None]
         if wanted:
             request = {"files": [[sandbox_path(files[i][0]), len(files[i][1])] for i in wanted]}
@@ -119,7 +114,7 @@ class DockerSandbox:
     async def get(
         self, paths: Sequence[str], *, limit: int = 64 << 20
     ) -> Sequence[tuple[bytes, None] | tuple[None, FileProblem]]:
-        normal = [_normal(path) for path in paths]
+        normal = [normal_path(path) for path in paths]
         wanted = [path for path in normal if path is not None]
         found: dict[str, tuple[bytes, None] | tuple[None, FileProblem]] = {}
         if wanted:
@@ -155,6 +150,13 @@ class DockerSandbox:
                 raise SandboxUnavailableError("The session's container is gone or has stopped.") from error
             raise
 
+    async def _code_without_mark(self, command: EngineCommand) -> int:
+        code = await command.exit_code()
+        found = await self._engine.request("GET", f"containers/{self._container}/json")
+        if code is None or not found["State"]["Running"]:
+            raise SandboxUnavailableError("The sandbox ended while a command ran in it.")
+        return code
+
     async def _end(self, mark: str, collecting: asyncio.Future[None]) -> None:
         """End a command's whole tree, also when the caller is being cancelled."""
         killing = asyncio.ensure_future(self._kill(mark))
@@ -172,35 +174,13 @@ class DockerSandbox:
                     pass
 
 
-class _Collected:
-    """What a command printed so far, and how it ended."""
-
-    def __init__(self, token: str, on_output: OnOutput | None, limit: int) -> None:
-        self._kept = {1: BoundedOutput(limit), 2: BoundedOutput(limit)}
-        self._ends = {1: EndMark(token), 2: EndMark(token)}
-        live = LiveOutput(on_output, limit)
-        self._live = {1: live.stream(), 2: live.stream()}
-
-    @property
-    def code(self) -> int | None:
-        return self._ends[1].code
-
-    async def collect(self, command: EngineCommand, script: bytes) -> None:
-        if script:
-            await command.send(script)
-        async for piece in command.output():
-            if data := self._ends[piece.stream].feed(piece.data):
-                self._kept[piece.stream].add(data)
-                self._live[piece.stream].add(data)
-            if all(end.code is not None for end in self._ends.values()):
-                break
-        for live in self._live.values():
-            live.close()
-
-    def result(self, *, timed_out: bool) -> ExecResult:
-        code = TIMED_OUT if timed_out or self.code is None else self.code
-        truncated = any(kept.truncated for kept in self._kept.values())
-        return ExecResult(code, self._kept[1].value(), self._kept[2].value(), timed_out, truncated)
+async def _collect(command: EngineCommand, collected: Collected, script: bytes) -> None:
+    if script:
+        await command.send(script)
+    async for piece in command.output():
+        if collected.add(piece.stream, piece.data):
+            break
+    collected.close()
 
 
 class Conversation:
@@ -244,17 +224,3 @@ class Conversation:
         data = bytes(self._buffer[:size])
         del self._buffer[:size]
         return data
-
-
-def _normal(path: str) -> str | None:
-    try:
-        return sandbox_path(path)
-    except ValueError:
-        return None
-
-
-def _refused(path: str) -> FileProblem | None:
-    normal = _normal(path)
-    if normal is None:
-        return FileProblem.INVALID_PATH
-    return None if any(is_below(normal, place) for place in _WRITABLE) else FileProblem.DENIED

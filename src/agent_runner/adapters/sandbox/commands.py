@@ -1,10 +1,8 @@
-"""How a command runs in a container: started, its end noticed, its process tree ended."""
+"""How a command runs in a sandbox elsewhere: started, its end noticed, its process tree ended."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-USER = "1000:1000"
 
 _RUN = """\
 umask 022
@@ -25,12 +23,12 @@ else
   code=1
 fi
 [ -n "$f" ] && rm -f "$f"
-printf '\\0%s:%d\\0' "$1" "$code"
-printf '\\0%s:%d\\0' "$1" "$code" >&2
+printf '@@%s:%d@@' "$1" "$code"
+printf '@@%s:%d@@' "$1" "$code" >&2
 """
 """Arguments: token, length of a script that comes on standard input or 0, directory, seconds, script.
 
-The engine keeps the streams of a command open while anything the command left behind holds them. So
+Engines keep the streams of a command open while anything the command left behind holds them. So
 the end is marked in both streams, with a token the script does not know.
 """
 
@@ -54,8 +52,8 @@ for _ in range(50):
     if not found:
         break
 """
-"""No API of an engine ends a command, so one inside does: all processes with the command's mark among
-their variables, which children inherit, however they detach themselves."""
+"""No API of an engine ends a command with all it began, so this does, inside: it kills all processes with
+the command's mark among their variables, which children inherit, however they detach themselves."""
 
 INLINE_LIMIT = 96 << 10
 """Longer scripts come on standard input: Linux takes 128 KiB for one argument."""
@@ -88,7 +86,7 @@ class EndMark:
     """Finds the mark of the end in one stream, and holds nothing back that cannot be part of it."""
 
     def __init__(self, token: str) -> None:
-        self._mark = b"\0" + token.encode() + b":"
+        self._mark = b"@@" + token.encode() + b":"
         self._held = b""
         self.code: int | None = None
         """The exit code, once the mark was seen."""
@@ -101,7 +99,7 @@ class EndMark:
         self._held = b""
         start = data.find(self._mark)
         if start >= 0:
-            number, end, _ = data[start + len(self._mark) :].partition(b"\0")
+            number, end, _ = data[start + len(self._mark) :].partition(b"@@")
             if end:
                 self.code = int(number)
             else:
