@@ -65,7 +65,8 @@ class AgentExecutionCommandControllerServicer:
 
     def create(self, request, context):
         """Stores the execution, PENDING, and starts its workflow. NOT_FOUND: unknown session or agent.
-        UNAVAILABLE: the workflow service is away, and nothing is left behind.
+        UNAVAILABLE: the workflow service is away, and nothing is left behind. FAILED_PRECONDITION: another
+        execution of the session runs, and `options.if_busy` says to refuse then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -37,7 +37,8 @@ class AgentExecutionCommandControllerStub:
     def __new__(cls, channel: _aio.Channel) -> AgentExecutionCommandControllerAsyncStub: ...
     create: _grpc.UnaryUnaryMultiCallable[_api_pb2.AgentExecution, _api_pb2.AgentExecution]
     """Stores the execution, PENDING, and starts its workflow. NOT_FOUND: unknown session or agent.
-    UNAVAILABLE: the workflow service is away, and nothing is left behind.
+    UNAVAILABLE: the workflow service is away, and nothing is left behind. FAILED_PRECONDITION: another
+    execution of the session runs, and `options.if_busy` says to refuse then.
     """
     update: _grpc.UnaryUnaryMultiCallable[_api_pb2.AgentExecution, _api_pb2.AgentExecution]
     """Replaces name, labels and spec; status stays. Does not touch a running turn. NOT_FOUND: there is
@@ -60,7 +61,8 @@ class AgentExecutionCommandControllerAsyncStub(AgentExecutionCommandControllerSt
     def __init__(self, channel: _aio.Channel) -> None: ...
     create: _aio.UnaryUnaryMultiCallable[_api_pb2.AgentExecution, _api_pb2.AgentExecution]  # type: ignore[assignment]
     """Stores the execution, PENDING, and starts its workflow. NOT_FOUND: unknown session or agent.
-    UNAVAILABLE: the workflow service is away, and nothing is left behind.
+    UNAVAILABLE: the workflow service is away, and nothing is left behind. FAILED_PRECONDITION: another
+    execution of the session runs, and `options.if_busy` says to refuse then.
     """
     update: _aio.UnaryUnaryMultiCallable[_api_pb2.AgentExecution, _api_pb2.AgentExecution]  # type: ignore[assignment]
     """Replaces name, labels and spec; status stays. Does not touch a running turn. NOT_FOUND: there is
@@ -86,7 +88,8 @@ class AgentExecutionCommandControllerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_api_pb2.AgentExecution, _abc.Awaitable[_api_pb2.AgentExecution]]:
         """Stores the execution, PENDING, and starts its workflow. NOT_FOUND: unknown session or agent.
-        UNAVAILABLE: the workflow service is away, and nothing is left behind.
+        UNAVAILABLE: the workflow service is away, and nothing is left behind. FAILED_PRECONDITION: another
+        execution of the session runs, and `options.if_busy` says to refuse then.
         """
 
     @_abc_1.abstractmethod

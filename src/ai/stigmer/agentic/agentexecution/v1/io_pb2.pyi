@@ -79,7 +79,7 @@ class AgentExecutionList(_message.Message):
     """Ours, not part of the Stigmer API: `page_token` of the next page. Empty on the last one."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[_api_pb2.AgentExecution]:
-        """Newest first."""
+        """Newest first. A status over 32 KiB is shown without messages, tool calls and sub-agents; `get` has them."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class ListAgentExecutionsRequest(_message.Message):
     page_size: _builtins.int
     """1 to 500. 0: 50."""
     page_token: _builtins.str
-    """`next_page_token` of the answer before. Empty: the first page."""
+    """`next_page_token` of the answer before, or the number of a page, from 1. Empty: the first page."""
     phase: _enum_pb2.ExecutionPhase.ValueType
     """Only those in this phase. Unspecified: any."""
     @_builtins.property
@@ -145,7 +145,7 @@ class ListAgentExecutionsBySessionRequest(_message.Message):
     page_size: _builtins.int
     """1 to 500. 0: 50."""
     page_token: _builtins.str
-    """`next_page_token` of the answer before. Empty: the first page."""
+    """`next_page_token` of the answer before, or the number of a page, from 1. Empty: the first page."""
     def __init__(
         self,
         *,

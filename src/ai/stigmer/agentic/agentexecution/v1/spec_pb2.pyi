@@ -60,7 +60,7 @@ class AgentExecutionSpec(_message.Message):
     agent_id: _builtins.str
     """Used to find an instance when there is no session."""
     message: _builtins.str
-    """What the user says."""
+    """What the user says, up to 4 MiB."""
     callback_token: _builtins.bytes
     """Temporal task token of an activity that waits for the end. It is completed with the final execution,
     or failed with its error. Empty: nobody waits.

@@ -70,7 +70,7 @@ class AgentInstanceCommandControllerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def create(self, request, context):
-        """Creates an instance. ALREADY_EXISTS: the slug is taken.
+        """Creates an instance. ALREADY_EXISTS: the slug is taken. NOT_FOUND: no such agent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -37,7 +37,7 @@ class AgentInstanceCommandControllerStub:
     apply: _grpc.UnaryUnaryMultiCallable[_api_pb2.AgentInstance, _api_pb2.AgentInstance]
     """Creates the instance, or updates the one with the same slug in the same organization."""
     create: _grpc.UnaryUnaryMultiCallable[_api_pb2.AgentInstance, _api_pb2.AgentInstance]
-    """Creates an instance. ALREADY_EXISTS: the slug is taken."""
+    """Creates an instance. ALREADY_EXISTS: the slug is taken. NOT_FOUND: no such agent."""
     update: _grpc.UnaryUnaryMultiCallable[_api_pb2.AgentInstance, _api_pb2.AgentInstance]
     """Replaces name, labels and spec; id, slug, organization and status stay. NOT_FOUND: there is none."""
     delete: _grpc.UnaryUnaryMultiCallable[_io_pb2.AgentInstanceId, _api_pb2.AgentInstance]
@@ -51,7 +51,7 @@ class AgentInstanceCommandControllerAsyncStub(AgentInstanceCommandControllerStub
     apply: _aio.UnaryUnaryMultiCallable[_api_pb2.AgentInstance, _api_pb2.AgentInstance]  # type: ignore[assignment]
     """Creates the instance, or updates the one with the same slug in the same organization."""
     create: _aio.UnaryUnaryMultiCallable[_api_pb2.AgentInstance, _api_pb2.AgentInstance]  # type: ignore[assignment]
-    """Creates an instance. ALREADY_EXISTS: the slug is taken."""
+    """Creates an instance. ALREADY_EXISTS: the slug is taken. NOT_FOUND: no such agent."""
     update: _aio.UnaryUnaryMultiCallable[_api_pb2.AgentInstance, _api_pb2.AgentInstance]  # type: ignore[assignment]
     """Replaces name, labels and spec; id, slug, organization and status stay. NOT_FOUND: there is none."""
     delete: _aio.UnaryUnaryMultiCallable[_io_pb2.AgentInstanceId, _api_pb2.AgentInstance]  # type: ignore[assignment]
@@ -74,7 +74,7 @@ class AgentInstanceCommandControllerServicer(metaclass=_abc_1.ABCMeta):
         request: _api_pb2.AgentInstance,
         context: _ServicerContext,
     ) -> _typing.Union[_api_pb2.AgentInstance, _abc.Awaitable[_api_pb2.AgentInstance]]:
-        """Creates an instance. ALREADY_EXISTS: the slug is taken."""
+        """Creates an instance. ALREADY_EXISTS: the slug is taken. NOT_FOUND: no such agent."""
 
     @_abc_1.abstractmethod
     def update(

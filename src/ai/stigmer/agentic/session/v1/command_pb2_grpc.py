@@ -70,7 +70,7 @@ class SessionCommandControllerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def create(self, request, context):
-        """Creates a session. ALREADY_EXISTS: the slug is taken.
+        """Creates a session. ALREADY_EXISTS: the slug is taken. NOT_FOUND: no such instance.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -84,8 +84,7 @@ class SessionCommandControllerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def delete(self, request, context):
-        """Removes the session and answers with what it was; its sandbox is removed later. NOT_FOUND: there is
-        none.
+        """Removes the session and answers with what it was. Its executions stay. NOT_FOUND: there is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

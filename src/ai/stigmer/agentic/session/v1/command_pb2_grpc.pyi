@@ -37,13 +37,11 @@ class SessionCommandControllerStub:
     apply: _grpc.UnaryUnaryMultiCallable[_api_pb2.Session, _api_pb2.Session]
     """Creates the session, or updates the one with the same slug in the same organization."""
     create: _grpc.UnaryUnaryMultiCallable[_api_pb2.Session, _api_pb2.Session]
-    """Creates a session. ALREADY_EXISTS: the slug is taken."""
+    """Creates a session. ALREADY_EXISTS: the slug is taken. NOT_FOUND: no such instance."""
     update: _grpc.UnaryUnaryMultiCallable[_api_pb2.Session, _api_pb2.Session]
     """Replaces name, labels and spec; id, slug, organization and status stay. NOT_FOUND: there is none."""
     delete: _grpc.UnaryUnaryMultiCallable[_io_pb2.SessionId, _api_pb2.Session]
-    """Removes the session and answers with what it was; its sandbox is removed later. NOT_FOUND: there is
-    none.
-    """
+    """Removes the session and answers with what it was. Its executions stay. NOT_FOUND: there is none."""
 
 @_typing.type_check_only
 class SessionCommandControllerAsyncStub(SessionCommandControllerStub):
@@ -53,13 +51,11 @@ class SessionCommandControllerAsyncStub(SessionCommandControllerStub):
     apply: _aio.UnaryUnaryMultiCallable[_api_pb2.Session, _api_pb2.Session]  # type: ignore[assignment]
     """Creates the session, or updates the one with the same slug in the same organization."""
     create: _aio.UnaryUnaryMultiCallable[_api_pb2.Session, _api_pb2.Session]  # type: ignore[assignment]
-    """Creates a session. ALREADY_EXISTS: the slug is taken."""
+    """Creates a session. ALREADY_EXISTS: the slug is taken. NOT_FOUND: no such instance."""
     update: _aio.UnaryUnaryMultiCallable[_api_pb2.Session, _api_pb2.Session]  # type: ignore[assignment]
     """Replaces name, labels and spec; id, slug, organization and status stay. NOT_FOUND: there is none."""
     delete: _aio.UnaryUnaryMultiCallable[_io_pb2.SessionId, _api_pb2.Session]  # type: ignore[assignment]
-    """Removes the session and answers with what it was; its sandbox is removed later. NOT_FOUND: there is
-    none.
-    """
+    """Removes the session and answers with what it was. Its executions stay. NOT_FOUND: there is none."""
 
 class SessionCommandControllerServicer(metaclass=_abc_1.ABCMeta):
     """Changes sessions."""
@@ -78,7 +74,7 @@ class SessionCommandControllerServicer(metaclass=_abc_1.ABCMeta):
         request: _api_pb2.Session,
         context: _ServicerContext,
     ) -> _typing.Union[_api_pb2.Session, _abc.Awaitable[_api_pb2.Session]]:
-        """Creates a session. ALREADY_EXISTS: the slug is taken."""
+        """Creates a session. ALREADY_EXISTS: the slug is taken. NOT_FOUND: no such instance."""
 
     @_abc_1.abstractmethod
     def update(
@@ -94,8 +90,6 @@ class SessionCommandControllerServicer(metaclass=_abc_1.ABCMeta):
         request: _io_pb2.SessionId,
         context: _ServicerContext,
     ) -> _typing.Union[_api_pb2.Session, _abc.Awaitable[_api_pb2.Session]]:
-        """Removes the session and answers with what it was; its sandbox is removed later. NOT_FOUND: there is
-        none.
-        """
+        """Removes the session and answers with what it was. Its executions stay. NOT_FOUND: there is none."""
 
 def add_SessionCommandControllerServicer_to_server(servicer: SessionCommandControllerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -107,7 +107,7 @@ class ListSessionsRequest(_message.Message):
     page_size: _builtins.int
     """1 to 500. 0: 50."""
     page_token: _builtins.str
-    """`next_page_token` of the answer before. Empty: the first page."""
+    """`next_page_token` of the answer before, or the number of a page, from 1. Empty: the first page."""
     @_builtins.property
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Tags a session must have, all of them."""
@@ -141,7 +141,7 @@ class ListSessionsByAgentRequest(_message.Message):
     page_size: _builtins.int
     """1 to 500. 0: 50."""
     page_token: _builtins.str
-    """`next_page_token` of the answer before. Empty: the first page."""
+    """`next_page_token` of the answer before, or the number of a page, from 1. Empty: the first page."""
     def __init__(
         self,
         *,
