@@ -65,7 +65,7 @@ class Live:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     snapshot_bytes: int = 0
     bytes_since_snapshot: int = 0
-    rendered: tuple[int, int, int, bytes] = (-1, -1, -1, b"")
+    rendered: tuple[int, int, bytes, bytes] = (-1, -1, b"", b"")
     shown: tuple[bytes, bytes] = (b"", b"")
 
     @property
@@ -125,10 +125,12 @@ class Live:
     def render(self) -> bytes:
         """The serialized execution as it is now, made once for all who ask at the same point."""
         assert self.record is not None
-        point = (self.seq, self.record.resource.version, self.queue_position)
-        if self.rendered[:3] != point:
-            self.rendered = (*point, self._render(self._shown_body(self.record)))
-        return self.rendered[3]
+        body = self._shown_body(self.record)
+        seq, place, of, rendered = self.rendered
+        if (seq, place) != (self.seq, self.queue_position) or of is not body:
+            rendered = self._render(body)
+            self.rendered = (self.seq, self.queue_position, body, rendered)
+        return rendered
 
     def _shown_body(self, record: ExecutionRecord) -> bytes:
         """The stored execution with its secrets masked; made once per version of the record."""

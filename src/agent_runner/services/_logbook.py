@@ -12,9 +12,9 @@ import structlog
 
 from agent_runner.domain.ids import canonical_id, is_id
 from agent_runner.domain.kinds import AGENT_EXECUTION
-from agent_runner.domain.phases import phase_name
 from agent_runner.domain.status import StatusFold
 from agent_runner.errors import (
+    AgentRunnerError,
     ConflictError,
     FencedError,
     NotFoundError,
@@ -28,7 +28,6 @@ from agent_runner.services._live import Live, LiveExecutions, with_snapshot
 from agent_runner.services.execution_records import ExecutionRecord, ExecutionRecords
 from agent_runner.v1.events_pb2 import ExecutionEvent
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecutionStatus
-from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import ExecutionPhase
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -141,25 +140,58 @@ class Logbook:
         Raises:
             ConflictError: another process has appended; nothing was written.
         """
-        rows = self._number(live, events, head.last_seq)
+        assert live.record is not None
+        rows = self._number(events, head.last_seq)
         size = sum(len(body) for _seq, _event, body in rows)
         head = replace(head, last_seq=head.last_seq + len(rows))
-        phase = live.fold.phase
+        record = live.record
         changes = any(event.WhichOneof("event") in _CHANGES_PHASE for event in events)
         if changes or live.snapshot_due(len(rows), size):
             fold = StatusFold(live.status())
             for _seq, event, _body in rows:
                 fold.apply(event)
-            if fold.phase != phase or live.snapshot_due(len(rows), size):
+            if fold.phase != live.fold.phase or live.snapshot_due(len(rows), size):
                 head = with_snapshot(head, fold.status)
-            phase = fold.phase
-        await self._write(live, [body for _seq, _event, body in rows], head, phase)
+            record = self.records.in_phase(record, fold.phase)
+        await self._append(live, [body for _seq, _event, body in rows], head)
+        changed, live.record = record is not live.record, record
         self._take_over(live, rows, head)
         await self._announce(live)
+        if changed:
+            await self.index(live)
 
-    def _number(
-        self, live: Live, events: Sequence[ExecutionEvent], seq: int
-    ) -> list[tuple[int, ExecutionEvent, bytes]]:
+    async def mend(self, live: Live) -> None:
+        """Compare what lists know with the log, and put it right. The lock is held."""
+        record = await self.records.get(live.execution_id)
+        live.record = self.records.in_phase(record, live.phase)
+        if live.record is not record:
+            await self.index(live)
+
+    async def index(self, live: Live) -> None:
+        """Let lists know the phase, after the log has it. The lock is held.
+
+        The log is the truth: when this fails, loading or reconciling mends it.
+        """
+        assert live.record is not None
+        try:
+            live.record = await self.records.put(live.record)
+        except AgentRunnerError as error:
+            live.stale = True
+            log.warning("phase was not indexed", execution_id=live.execution_id, error=str(error))
+        except BaseException:
+            live.stale = True
+            raise
+
+    async def _append(self, live: Live, bodies: Sequence[bytes], head: LogHead) -> None:
+        expected = head.last_seq - len(bodies)
+        try:
+            await self.events.append(live.execution_id, bodies, expected_seq=expected, head=head)
+        except BaseException:
+            # What was written is not known, as when a caller leaves: the next use reads the log again.
+            live.stale = True
+            raise
+
+    def _number(self, events: Sequence[ExecutionEvent], seq: int) -> list[tuple[int, ExecutionEvent, bytes]]:
         now = rfc3339(self._clock())
         rows = []
         for event in events:
@@ -170,41 +202,12 @@ class Logbook:
             rows.append((seq, event, event.SerializeToString()))
         return rows
 
-    async def _write(
-        self, live: Live, bodies: Sequence[bytes], head: LogHead, phase: ExecutionPhase.ValueType
-    ) -> None:
-        """Append, and note a change of phase beside it, so that both share one commit."""
-        assert live.record is not None
-        append = self.events.append(
-            live.execution_id, bodies, expected_seq=head.last_seq - len(bodies), head=head
-        )
-        try:
-            if live.record.phase == phase_name(phase):
-                await append
-                return
-            failed, record = await asyncio.gather(
-                append, self.records.set_phase(live.record, phase), return_exceptions=True
-            )
-            if isinstance(failed, BaseException):
-                raise failed
-        except BaseException:
-            # What was written is not known, when a caller leaves: the next use reads the log again.
-            live.stale = True
-            raise
-        if isinstance(record, BaseException):
-            # The log is the truth; loading mends the index.
-            live.stale = True
-            log.warning("phase was not indexed", execution_id=live.execution_id, error=str(record))
-        else:
-            live.record = record
-
     def _take_over(
         self, live: Live, rows: Sequence[tuple[int, ExecutionEvent, bytes]], head: LogHead
     ) -> None:
         if head.snapshot_seq == head.last_seq:
             live.snapshot_bytes, live.bytes_since_snapshot = len(head.snapshot), 0
-        was_terminal = live.terminal
-        live.head = head
+        was_terminal, live.head = live.terminal, head
         live.advance(rows)
         if live.terminal and not was_terminal and live.record is not None:
             self.on_end(live.record)
@@ -231,8 +234,9 @@ class Logbook:
         live.snapshot_bytes, live.bytes_since_snapshot = len(head.snapshot), size
         live.cancel_requested = fold.status.run.cancel_requested
         live.last_time, live.holder = last_time, record.holder or live.holder
-        if record.phase != phase_name(fold.phase):
-            record = await self.records.set_phase(record, fold.phase)
+        mended = self.records.in_phase(record, fold.phase)
+        if mended is not record:
+            record = await self.records.put(mended)
         live.record, live.loaded, live.stale = record, True, False
         live.tail.clear()
         live.announce()

@@ -83,9 +83,11 @@ class ExecutionRecords:
         """
         return ExecutionRecord(await self._store.get(key_of(execution_id)))
 
-    async def set_phase(self, record: ExecutionRecord, phase: ExecutionPhase.ValueType) -> ExecutionRecord:
-        """Note the phase, and the time of the change in the status audit."""
-        return await self.set_fields(record, {"phase": phase_name(phase)})
+    def in_phase(self, record: ExecutionRecord, phase: ExecutionPhase.ValueType) -> ExecutionRecord:
+        """The record with the phase noted, and the time of the change; the same one when it is there."""
+        if record.phase == phase_name(phase):
+            return record
+        return self._changed(record, {"phase": phase_name(phase)})
 
     async def set_fields(self, record: ExecutionRecord, fields: Mapping[str, str]) -> ExecutionRecord:
         """Note values lists filter by.
@@ -93,18 +95,31 @@ class ExecutionRecords:
         Raises:
             NotFoundError: the execution was deleted.
         """
+        return await self.put(self._changed(record, fields))
+
+    async def put(self, changed: ExecutionRecord) -> ExecutionRecord:
+        """Store a changed record; where another process was first, the fields are set in what it wrote.
+
+        Raises:
+            NotFoundError: the execution was deleted.
+        """
         for _ in range(_TRIES):
-            execution = record.message()
-            touch(execution.status.audit, "status_audit", self._clock)
-            changed = replace(
+            resource = changed.resource
+            try:
+                version = await self._store.put(resource, expected=resource.version)
+            except ConflictError:
+                changed = self._changed(await self.get(changed.id), changed.resource.fields)
+                continue
+            return ExecutionRecord(replace(resource, version=version))
+        raise ConflictError(AGENT_EXECUTION.name, changed.id, changed.resource.version)
+
+    def _changed(self, record: ExecutionRecord, fields: Mapping[str, str]) -> ExecutionRecord:
+        execution = record.message()
+        touch(execution.status.audit, "status_audit", self._clock)
+        return ExecutionRecord(
+            replace(
                 record.resource,
                 body=execution.SerializeToString(),
                 fields={**record.resource.fields, **fields},
             )
-            try:
-                version = await self._store.put(changed, expected=record.resource.version)
-            except ConflictError:
-                record = await self.get(record.id)
-                continue
-            return ExecutionRecord(replace(changed, version=version))
-        raise ConflictError(AGENT_EXECUTION.name, record.id, record.resource.version)
+        )

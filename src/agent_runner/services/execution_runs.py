@@ -88,8 +88,9 @@ class ExecutionRuns:
         sessions: dict[str, list[str]] = {}
         for phase in UNFINISHED_PHASES:
             async for record in self._all(phase):
-                done.unfinished += 1
-                sessions.setdefault(record.session_id, []).append(record.id)
+                if await self._is_unfinished(record):
+                    done.unfinished += 1
+                    sessions.setdefault(record.session_id, []).append(record.id)
         self._starts = {i: n for i, n in self._starts.items() if any(i in ids for ids in sessions.values())}
         for session_id in sessions:
             try:
@@ -201,6 +202,13 @@ class ExecutionRuns:
 
     # Reconciling; the session's lock is held
 
+    async def _is_unfinished(self, record: ExecutionRecord) -> bool:
+        """Whether the log says so too; lists learn of the phase when they lag behind."""
+        try:
+            return not is_terminal(await self._watches.mended_phase(record))
+        except NotFoundError:
+            return False  # deleted since
+
     async def _reconcile_session(self, session_id: str, done: Reconciled) -> None:
         holder = await self._turns.holder(session_id)
         try:
@@ -210,7 +218,8 @@ class ExecutionRuns:
         if record is None or status is None or is_terminal(status.phase):
             done.started += await self.take_turns(session_id)
         elif not await self._workflows.running(record.id):
-            await self._mend(record, time, status.run.attempt > 0, status.run.cancel_requested, done)
+            begun = status.run.attempt > 0 or status.phase != EXECUTION_PENDING
+            await self._mend(record, time, begun, status.run.cancel_requested, done)
         elif status.run.cancel_requested:
             await self._workflows.cancel(record.id)
 

@@ -11,6 +11,7 @@ from typing import Final
 import structlog
 
 from agent_runner.domain.kinds import AGENT_EXECUTION
+from agent_runner.domain.phases import phase_name
 from agent_runner.errors import NotFoundError, SlowWatcherError, UnavailableError
 from agent_runner.services._batches import Batch, pack
 from agent_runner.services._live import Live
@@ -57,6 +58,14 @@ class WatchService:
     async def phase(self, execution_id: str) -> ExecutionPhase.ValueType:
         """The phase, as the log has it."""
         async with self._logbook.open(execution_id, fresh=True) as live:
+            return live.phase
+
+    async def mended_phase(self, listed: ExecutionRecord) -> ExecutionPhase.ValueType:
+        """The phase, as the log has it; a list that said otherwise is put right."""
+        async with self._logbook.open(listed.id, fresh=True) as live:
+            if listed.phase != phase_name(live.phase):
+                async with live.lock:
+                    await self._logbook.mend(live)
             return live.phase
 
     async def status(self, execution_id: str) -> tuple[ExecutionRecord, AgentExecutionStatus, str]:
@@ -115,7 +124,7 @@ class WatchService:
                         seen, sent = seq, milestone
                     await self._place_in_queue(live)
                     ended, state = live.terminal, live.render()
-                    if state is not sent:
+                    if state != sent:
                         seen, sent = live.seq, state
                         yield state
                     if ended:
