@@ -272,6 +272,24 @@ def test_a_second_ctrl_c_cancels_for_good_and_keeps_what_was_said(up: Home) -> N
     assert "CANCELLED" in up.ok("get", "execution", "latest")
 
 
+def test_a_busy_session_queues_or_refuses_or_lets_go(up: Home) -> None:
+    first = up.start("run", "hello", "--model", up.script(SLOW))
+    session = re.search(r"session (ses-\w+)", read_until(first, "IN_PROGRESS"))
+    assert session is not None
+    rest = ("--session", session[1], "--model", "script:echo")
+
+    refused = up.run("run", "no", *rest, "--if-busy", "reject")
+    assert refused.returncode == 6
+    queued = up.start("run", "later", *rest)
+    read_until(queued, "It waits for 1 of the session before it")
+    interrupting = up.start("run", "now", *rest, "--if-busy", "interrupt")
+
+    out, _ = first.communicate(timeout=WITHIN)
+    assert (first.returncode, out) == (1, "")
+    assert queued.communicate(timeout=WITHIN)[0] in ("You said: later\n", "")
+    assert interrupting.communicate(timeout=WITHIN)[0] == "You said: now\n"
+
+
 def test_json_lines_are_the_whole_log_and_watching_again_gives_the_same(up: Home) -> None:
     lines = up.ok("run", "hello", "--model", "script:demo", "-o", "jsonl").splitlines()
     events = [json.loads(line) for line in lines]

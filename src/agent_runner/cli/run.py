@@ -32,6 +32,7 @@ class Request:
     model: str
     env: dict[str, str] = field(repr=False)
     secrets: dict[str, str] = field(repr=False)
+    if_busy: str
     output: str
     follow: bool
     timeout: float | None
@@ -78,6 +79,11 @@ class Request:
     metavar="SECONDS",
     help="Stop following after this time (exit code 124); the run goes on.",
 )
+@click.option(
+    "--if-busy",
+    type=click.Choice(["queue", "reject", "interrupt", "steer"]),
+    help="When the session works on another message: wait (the default), refuse, cancel it, or tell it.",
+)
 @click.option("--cancel-on-interrupt", is_flag=True, help="Ctrl-C cancels at once, for scripts.")
 @connection_options
 def run_command(
@@ -90,6 +96,7 @@ def run_command(
     no_follow: bool,
     timeout: float | None,
     cancel_on_interrupt: bool,
+    if_busy: str | None,
 ) -> int:
     """Send MESSAGE to an agent and watch it work; `-` reads the message from stdin.
 
@@ -109,6 +116,7 @@ def run_command(
         model=absolute_script(model or "", Path.cwd()),
         env=env,
         secrets=secrets,
+        if_busy=if_busy or "",
         output=output,
         follow=not no_follow,
         timeout=timeout,
@@ -189,6 +197,7 @@ async def _start(client: AgentRunner, request: Request) -> AgentExecution:
         model=request.model,
         env=request.env,
         secrets=request.secrets,
+        if_busy=request.if_busy,
     )
 
 

@@ -77,8 +77,13 @@ class AgentRunner:
         model: str = "",
         env: Mapping[str, str] | None = None,
         secrets: Mapping[str, str] | None = None,
+        if_busy: str = "",
     ) -> AgentExecution:
         """Send a message to an agent (slug or id) or into a session (id); returns at once.
+
+        Args:
+            env, secrets: variables for this execution alone; secrets are masked wherever they show.
+            if_busy: `queue` (the default), `reject`, `interrupt` or `steer`.
 
         Raises:
             NotFoundError: no such agent or session; agents with a name like it are in the message.
@@ -88,7 +93,13 @@ class AgentRunner:
         if agent:
             agent_id = (await self.resources.get(AGENT, agent)).metadata.id  # type: ignore[attr-defined]
         return await self.executions.start(
-            message, agent_id=agent_id, session_id=session, model=model, env=env, secrets=secrets
+            message,
+            agent_id=agent_id,
+            session_id=session,
+            model=model,
+            env=env,
+            secrets=secrets,
+            if_busy=if_busy,
         )
 
     async def run(
@@ -100,10 +111,17 @@ class AgentRunner:
         model: str = "",
         env: Mapping[str, str] | None = None,
         secrets: Mapping[str, str] | None = None,
+        if_busy: str = "",
     ) -> AgentExecution:
         """As `start`, but returns when the execution has ended, however it ended: see its phase."""
         started = await self.start(
-            message, agent=agent, session=session, model=model, env=env, secrets=secrets
+            message,
+            agent=agent,
+            session=session,
+            model=model,
+            env=env,
+            secrets=secrets,
+            if_busy=if_busy,
         )
         async for _ in self.watch(started.metadata.id):
             pass

@@ -21,6 +21,7 @@ from agent_runner.v1.execution_service_pb2 import (
     WatchExecutionRequest,
     WatchExecutionResponse,
 )
+from agent_runner.v1.options_pb2 import BusyPolicy
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
     EXECUTION_CANCELLED,
@@ -67,6 +68,7 @@ class Executions:
         model: str = "",
         env: Mapping[str, str] | None = None,
         secrets: Mapping[str, str] | None = None,
+        if_busy: str = "",
     ) -> AgentExecution:
         """Send a message to an agent, or into a session; returns at once, the phase is PENDING.
 
@@ -74,6 +76,8 @@ class Executions:
             agent_id: starts a new session of the agent.
             session_id: goes on with one.
             env, secrets: variables for this execution alone; secrets are masked wherever they show.
+            if_busy: what to do when another message of the session is being worked on: `queue` (the
+                default), `reject`, `interrupt` or `steer`.
 
         Raises:
             InvalidRequestError: an empty message, or neither agent nor session.
@@ -87,6 +91,9 @@ class Executions:
         execution.spec.session_id = canonical_id(session_id)
         if model:
             execution.spec.execution_config.model_name = model
+        if if_busy:
+            policy = BusyPolicy.Value(f"BUSY_POLICY_{if_busy.upper()}")
+            execution.spec.execution_config.options.if_busy = policy
         for values, is_secret in ((env, False), (secrets, True)):
             for name, value in (values or {}).items():
                 execution.spec.runtime_env[name].value = value

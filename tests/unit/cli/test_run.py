@@ -117,11 +117,12 @@ def test_what_was_asked_for_reaches_the_server(
     command: Command, finished: SmallServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FROM_HERE", "here")
-    command("run", "hello", "--model", "m:n", "-e", "A=b=c", "-e", "secret:S=t", "-e", "FROM_HERE")
+    command("run", "hello", "--if-busy", "reject", "--model", "m:n", "-e", "A=b=c", "-e", "secret:S=t", "-e", "FROM_HERE")
 
     (execution,) = finished.stored["AgentExecution"].values()
     spec = execution.spec  # type: ignore[attr-defined]
     assert (spec.message, spec.execution_config.model_name) == ("hello", "m:n")
+    assert spec.execution_config.options.if_busy == 2
     values = {name: (value.value, value.is_secret) for name, value in spec.runtime_env.items()}
     assert values == {"A": ("b=c", False), "S": ("t", True), "FROM_HERE": ("here", False)}
 
