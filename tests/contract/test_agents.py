@@ -679,3 +679,48 @@ turns:
     assert journal.status.messages[-1].content.startswith("after shortening")
     assert len(journal.status.messages) == 1
     assert journal.status.run.usage.model_calls >= 1
+
+
+async def test_a_failing_summary_is_told_as_the_models_failure(bench: Bench) -> None:
+    script = """
+turns:
+  - {when: {message: "(?i)context extraction"}, steps: [{text: x, fail: {kind: no_credit}}]}
+  - {when: {message: finish, turn: 13}, steps: [{text: x, fail: {kind: too_long}}]}
+  - steps: ["filler"]
+"""
+    for number in range(12):
+        await bench.run(script, bench.turn(f"message {number} " + "word " * 400))
+    with pytest.raises(ModelError, match=r"no credit|too long"):
+        await bench.run(script, bench.turn("finish"))
+
+
+async def test_a_retried_call_counts_once_against_the_limit(bench: Bench) -> None:
+    bench.limits = Limits(model_calls=1)
+    journal = await bench.run("turns: [{steps: [{text: ok, fail: {kind: rate_limit, times: 2}}]}]")
+    assert [m.content for m in journal.status.messages] == ["ok"]
+
+
+async def test_a_turn_cancelled_in_its_answer_leaves_the_thread_usable(bench: Bench) -> None:
+    script = """
+turns:
+  - when: first
+    steps:
+      - {text: "one two", calls: [{name: execute, args: {command: "true"}}]}
+      - {text: one two three four five six seven eight, first_token_ms: 60000}
+  - steps: ["before: {{previous_message}}"]
+"""
+    begun = asyncio.Event()
+
+    async def consume() -> None:
+        async with bench.session(script, Journal()) as session:
+            async for _ in session.run(bench.turn("first")):
+                begun.set()
+
+    running = asyncio.create_task(consume())
+    async with asyncio.timeout(20):
+        await begun.wait()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    after = await bench.run(script, bench.turn("second"))
+    assert [m.content for m in after.status.messages] == ["before: first"]

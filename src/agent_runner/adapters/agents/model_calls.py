@@ -82,10 +82,10 @@ class ModelCalls(AgentMiddleware[Any, Any, Any]):
         request: ModelRequest[Any],
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
     ) -> ModelResponse[Any]:
+        self._limits.before_model_call()
         request = _unlooped(request)
         attempt = 0
         while True:
-            self._limits.before_model_call()
             attempt += 1
             try:
                 response = await handler(request)

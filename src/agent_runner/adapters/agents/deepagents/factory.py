@@ -63,6 +63,8 @@ class DeepAgentsFactory:
         self._checkpoints = checkpoints
         self._recursion_limit = recursion_limit
         self._retries = retries
+        # One at a time: building is Python throughout, so more threads would only starve the loop.
+        self._building = asyncio.Semaphore(1)
         trace_without_threads()
 
     @property
@@ -86,7 +88,8 @@ class DeepAgentsFactory:
             {},
             artifacts_root=ARTIFACTS_ROOT,
         )
-        graph = await asyncio.to_thread(self._build, specification, backend, guards)
+        async with self._building:
+            graph = await asyncio.to_thread(self._build, specification, backend, guards)
         yield DeepAgentSession(
             graph, specification, journal, arguments, self._checkpoints.saver, self._recursion_limit
         )

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 from deepagents.middleware.subagents import GENERAL_PURPOSE_SUBAGENT
-from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import HumanMessage
 from langgraph.errors import GraphDrained, GraphRecursionError
 from langgraph.runtime import RunControl
@@ -26,9 +25,9 @@ from agent_runner.adapters.agents.events import (
 )
 from agent_runner.adapters.agents.normalizer import SUB_AGENT_TOOL, Normalizer, written_messages
 from agent_runner.adapters.agents.signals import Barrier
-from agent_runner.adapters.models.failures import diagnose, explain
+from agent_runner.adapters.models.failures import Trouble, diagnose, explain
 from agent_runner.adapters.models.prices import cost_of, price_of
-from agent_runner.errors import LimitReachedError
+from agent_runner.errors import AgentRunnerError, LimitReachedError
 from agent_runner.ports.agents import AgentSpecification, DrainedError, ToolJournal, Turn
 from agent_runner.v1.events_pb2 import ExecutionEvent, SubAgentCompleted
 
@@ -101,8 +100,14 @@ class DeepAgentSession:
             raise DrainedError(str(drained)) from drained
         except GraphRecursionError as error:
             raise LimitReachedError("steps", self._recursion_limit) from error
-        except ContextOverflowError as error:
-            raise explain(diagnose(error), self._specification.model.name, error) from error
+        except AgentRunnerError:
+            raise
+        except Exception as error:
+            # The engine's own model calls, such as for a summary, fail here with the client's errors.
+            diagnosis = diagnose(error)
+            if diagnosis.trouble is Trouble.BROKEN:
+                raise
+            raise explain(diagnosis, self._specification.model.name, error) from error
 
     def request_drain(self, reason: str) -> None:
         """See `AgentSession.request_drain`."""
