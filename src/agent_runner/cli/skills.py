@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ai.stigmer.agentic.skill.v1.api_pb2 import Skill
 
 FORMATS = click.Choice(["text", "json"])
+_ANY = 4 << 30
 _SHOWN = 20
 """Lines of what was left out before the rest is only counted."""
 
@@ -101,8 +102,10 @@ def _pack(folder: Folder, file: Any, packed: Callable[[int], None]) -> None:
     from agent_runner.errors import ArtifactError
 
     _skill_packs.write_zip(folder.files, file, packed)
+    # Sizes are for the server to judge: they are settings there.
+    limits = archives.ArchiveLimits(compressed_bytes=_ANY, uncompressed_bytes=_ANY, file_bytes=_ANY)
     try:
-        archives.read_entries(file, archives.ArchiveLimits())
+        archives.read_entries(file, limits)
     except ArtifactError as error:
         raise _errors.CommandError(str(error), code="INVALID_ARGUMENT", exit_code=_errors.USAGE) from error
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from datetime import timedelta
 from typing import Final
 
 import grpc
@@ -12,7 +14,7 @@ from google.protobuf.message import DecodeError
 from agent_runner.controlplane._calls import Context, guarded
 from agent_runner.controlplane._rpc import Deliver
 from agent_runner.domain.paging import page_by_token
-from agent_runner.errors import InvalidRequestError
+from agent_runner.errors import InvalidRequestError, UnavailableError
 from agent_runner.services.skills import VERSION_PREFIX, Push, SkillService
 from agent_runner.services.validation import validate
 from agent_runner.v1.skill_service_pb2 import (
@@ -37,6 +39,8 @@ _SERVICE: Final = DESCRIPTOR.services_by_name["SkillService"].full_name
 _PART: Final = PushSkillRequest.DESCRIPTOR.full_name
 _MOST_UNARY_BYTES: Final = 60 << 20
 """Of an artifact in one message; clients of ours take 64 MiB."""
+_LONGEST_PAUSE: Final = timedelta(seconds=60)
+"""Between two pieces of a push."""
 
 
 class SkillController:
@@ -113,13 +117,26 @@ async def _once(data: bytes) -> AsyncIterator[bytes]:
 
 
 async def _parts(requests: AsyncIterator[bytes]) -> AsyncIterator[PushSkillHeader | bytes]:
-    async for request in requests:
+    async for request in _unbroken(requests):
         try:
             message = PushSkillRequest.FromString(request)
         except DecodeError:
             raise InvalidRequestError.of("request", f"is not a {_PART} in protobuf's binary format") from None
         validate(message)
         yield message.header if message.HasField("header") else message.chunk
+
+
+async def _unbroken(requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The requests of a client which does not pause for too long."""
+    while True:
+        try:
+            async with asyncio.timeout(_LONGEST_PAUSE.total_seconds()):
+                request = await anext(requests, None)
+        except TimeoutError:
+            raise UnavailableError("The push paused for too long. Push again.") from None
+        if request is None:
+            return
+        yield request
 
 
 async def _chunks(parts: AsyncIterator[PushSkillHeader | bytes]) -> AsyncIterator[bytes]:

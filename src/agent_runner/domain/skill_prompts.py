@@ -65,7 +65,8 @@ def prompt_section(
 def _told(skill: PromptSkill, progressive: bool) -> str:
     brief = progressive and skill.description and skill.hash
     text = skill.description if brief else skill.skill_md.rstrip("\n")
-    head = f"### SKILL: {skill.name}\n"
+    # A server of another make may know names of several lines.
+    head = f"### SKILL: {' '.join(skill.name.split())}\n"
     return (
         f"{head}LOCATION: {location_of(skill.hash)}\n\n{text}"
         if skill.hash

@@ -178,6 +178,8 @@ class SkillService(ResourceService[Skill]):
         skill.metadata.name, skill.metadata.org = push.name, push.org
         skill.metadata.owner_scope = ApiResourceOwnerScope.ValueType(scope)
         validate(skill.metadata)
+        if not push.name.isprintable():
+            raise InvalidRequestError.of("name", "must be one line of printable characters")
         if scope not in (ApiResourceOwnerScope.platform, ApiResourceOwnerScope.organization):
             raise InvalidRequestError.of("scope", "must be platform or organization")
         try:
@@ -337,7 +339,9 @@ class SkillService(ResourceService[Skill]):
                 return await self.get(skill)
             except NotFoundError:
                 pass  # a slug may look like an id
-        stored = await self._store.find(SKILL.name, org or None, skill)
+        stored = await self._store.find(SKILL.name, org, skill)
+        if stored is None and not org:
+            stored = await self._store.find(SKILL.name, None, skill)
         if stored is None:
             raise NotFoundError(SKILL.name, skill)
         return self._parse(stored)
