@@ -16,7 +16,7 @@ from agent_runner.cli import _errors
 from agent_runner.cli._output import note, to_json, write
 from agent_runner.cli._progress import JsonLines, PlainLines, Progress, Quiet, answer_of
 from agent_runner.client import AgentRunner
-from agent_runner.errors import AgentRunnerError, FailedPreconditionError
+from agent_runner.errors import AgentRunnerError, FailedPreconditionError, UnavailableError
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import EXECUTION_COMPLETED
 
@@ -95,7 +95,17 @@ async def follow(
         with suppress(asyncio.CancelledError, AgentRunnerError, OSError):
             await reading
         progress.close()
-    return Followed(ending, await client.executions.get(execution_id), press.cancelled)
+    return Followed(ending, await _final(client, execution_id, progress), press.cancelled)
+
+
+async def _final(client: AgentRunner, execution_id: str, progress: Progress) -> AgentExecution:
+    """The execution as the server has it, or as it was shown when the server went away just now."""
+    try:
+        return await client.executions.get(execution_id)
+    except UnavailableError:
+        execution = AgentExecution(status=progress.status)
+        execution.metadata.id = execution_id
+        return execution
 
 
 async def _read(client: AgentRunner, execution_id: str, progress: Progress, after_seq: int) -> None:

@@ -45,11 +45,12 @@ _PASSING = frozenset(
         grpc.StatusCode.UNAVAILABLE,
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.INTERNAL,
-        grpc.StatusCode.UNKNOWN,
         grpc.StatusCode.CANCELLED,
     }
 )
+# A broken connection may show as these too, but so does a failure that comes again each time.
+_DOUBTFUL = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN})
+_DOUBTFUL_TRIES = 5
 
 
 class Executions:
@@ -185,11 +186,14 @@ class _Watcher:
                     return
                 await self._pause(None)
             except grpc.aio.AioRpcError as error:
-                if error.code() not in _PASSING:
+                if not self._passes(error.code()):
                     raise self._translate(error) from error
                 await self._pause(error)
             except TimeoutError as error:
                 await self._pause(error)
+
+    def _passes(self, code: grpc.StatusCode) -> bool:
+        return code in _PASSING or (code in _DOUBTFUL and self._tries < _DOUBTFUL_TRIES)
 
     async def _over(self) -> bool:
         """Whether a stream that ended by itself had nothing left to send."""

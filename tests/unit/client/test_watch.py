@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from unit.client.small_server import Cut, SmallServer, log_of
 
 from agent_runner.client import AgentRunner
-from agent_runner.client.errors import ServerUnreachableError
+from agent_runner.client.errors import RemoteError, ServerUnreachableError
 from agent_runner.errors import NotFoundError, UnauthenticatedError
 from ai.stigmer.agentic.agent.v1.api_pb2 import Agent
 
@@ -117,3 +117,12 @@ async def test_a_server_that_stays_away_is_given_up(server: SmallServer, client:
     with pytest.raises(ServerUnreachableError, match=server.address):
         _ = [e async for e in client.executions.watch("aex-1", patience=timedelta(seconds=0.2))]
     await server.start()
+
+
+async def test_a_failure_that_comes_again_each_time_is_told(server: SmallServer, client: AgentRunner) -> None:
+    server.refuse = lambda method: (
+        (grpc.StatusCode.INTERNAL, "broken for good") if method == "WatchExecution" else None
+    )
+
+    with pytest.raises(RemoteError, match="broken for good"):
+        _ = [e async for e in client.watch(await start(client))]
