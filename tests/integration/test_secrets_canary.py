@@ -9,19 +9,15 @@ very session, which are the model's memory.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import secrets
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from integration.fakes.homes import Home, home_with_stack
 
 from agent_runner.client import AgentRunner
 from agent_runner.domain.encodings import forms
@@ -34,7 +30,6 @@ from ai.stigmer.agentic.environment.v1.api_pb2 import Environment
 from ai.stigmer.agentic.session.v1.api_pb2 import Session
 from ai.stigmer.commons.apiresource.enum_pb2 import ApiResourceOwnerScope
 
-ROOT = Path(__file__).resolve().parents[2]
 API = {"api_version": "agentic.stigmer.ai/v1"}
 
 COMMANDS: dict[str, str] = {
@@ -111,44 +106,10 @@ for line in sys.stdin:
 """
 
 
-@dataclass
-class Home:
-    data: Path
-    env: dict[str, str]
-
-    def run(self, *arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "agent_runner", *arguments],
-            cwd=self.data.parent,
-            env=self.env,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=90,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-    def script(self, name: str, steps: list[Any]) -> str:
-        path = self.data.parent / f"{name}.yaml"
-        path.write_text(json.dumps({"turns": [{"steps": steps}]}))
-        return f"script:{path}"
-
-
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Home]:
-    env = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(tmp_path),
-        "LANG": "C.UTF-8",
-        "PYTHONPATH": str(ROOT / "src"),
-        "AGENT_RUNNER_DATA_DIR": str(tmp_path / "data"),
-        "AGENT_RUNNER_LOG_LEVEL": "debug",
-    }
-    home = Home(tmp_path / "data", env)
-    home.run("up", "--detach", "--port", "0")
-    yield home
-    home.run("down")
+    with home_with_stack(tmp_path) as made:
+        yield made
 
 
 @pytest.fixture
@@ -239,7 +200,7 @@ async def test_thirty_ways_out_and_no_secret_found(home: Home, canary: str) -> N
     )
     model = home.script("leaky", [*steps, "That was all."])
     runtime, public = f"run-{secrets.token_hex(12)}", f"pub-{secrets.token_hex(12)}"
-    async with AgentRunner(json.loads((home.data / "stack.json").read_text())["address"]) as client:
+    async with AgentRunner(home.address) as client:
         session = await session_with(client, model, canary)
         done = await client.run(
             "leak it", session=session.metadata.id, secrets={"EXTRA": runtime}, env={"PUBLIC": public}
@@ -311,7 +272,7 @@ async def test_what_the_model_itself_says_is_masked_everywhere_but_in_its_memory
             {"fail": {"kind": "bug", "message": f"refused: {canary}"}},
         ],
     )
-    async with AgentRunner(json.loads((home.data / "stack.json").read_text())["address"]) as client:
+    async with AgentRunner(home.address) as client:
         session = await session_with(client, model, canary)
         said = await client.run("say it", session=session.metadata.id)
         failed = await client.run("call it", session=session.metadata.id, model=calls)
