@@ -54,6 +54,9 @@ async def test_an_execution_runs_to_its_end_and_is_told_truthfully(world: Stack)
     assert status.run.model.startswith("script:") and status.run.engine.startswith("deepagents")
     assert status.run.sandbox_id and status.run.attempt == 1
 
+    session = await world.server.services.sessions.get(created.spec.session_id)
+    assert session.spec.sandbox_id == status.run.sandbox_id
+
     again = await world.ended(await world.create(agent, "and now?", created.spec.session_id))
     assert again.status.messages[-1].content == "Before you said: write it down"
     assert (await world.handle(created).describe()).status is WorkflowExecutionStatus.COMPLETED

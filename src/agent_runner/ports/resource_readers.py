@@ -1,4 +1,4 @@
-"""What a runner reads to know what to run."""
+"""What a runner reads to know what to run, and the one thing it leaves there."""
 
 from __future__ import annotations
 
@@ -30,4 +30,12 @@ class ResourceReader(Protocol):
 
     async def environment(self, reference: ApiResourceReference) -> Environment:
         """By slug, and organization where the reference has one."""
+        ...
+
+    async def keep_sandbox(self, session: Session, sandbox_id: str) -> None:
+        """Note the session's sandbox, for whoever runs its next turn.
+
+        Args:
+            session: as it was read.
+        """
         ...

@@ -19,11 +19,11 @@ from agent_runner.errors import (
     AgentRunnerError,
     FailedPreconditionError,
     NotFoundError,
-    UnavailableError,
 )
 from agent_runner.ports.agents import DrainedError, Turn
 from agent_runner.ports.status_sinks import AttemptOf, Grant, StatusSink
 from agent_runner.runner.failures import as_failure, drained, final, short
+from agent_runner.runner.patience import patiently
 from agent_runner.runner.payloads import EXECUTION_CANCELLED, EXECUTION_FAILED
 from agent_runner.runner.results import summary
 from agent_runner.runner.running import Parts, TurnRun
@@ -45,13 +45,14 @@ __all__ = ["Attempt", "Parts", "worker_name"]
 
 log = structlog.get_logger(__name__)
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _MARGIN = timedelta(seconds=10)
 """Left of an attempt's time to report how it ended."""
 _UNWIND = timedelta(seconds=10)
 """For an agent to let go of model, tools and sandbox when it is stopped."""
 _LAST_WORDS = timedelta(seconds=30)
 """For reporting a cancel or a retry, which the workflow makes up for when it does not arrive."""
+_HURRIED_WORDS = timedelta(seconds=2)
+"""For a worker that is to stop; the engine tells the next attempt what may not have arrived."""
 
 
 def worker_name() -> str:
@@ -105,7 +106,6 @@ class Attempt:
 
     async def _take(self) -> tuple[StatusSink, Grant]:
         """Take the execution, waiting for as long as the control plane is away."""
-        pause = _FIRST_PAUSE
         attempt = AttemptOf(
             execution_id=self._execution_id,
             worker=worker_name(),
@@ -114,20 +114,14 @@ class Attempt:
             # A guess: the engine, which knows, can only be asked once the execution is ours.
             resumed=self._info.attempt > 1,
         )
-        while True:
-            try:
-                return await self._parts.sinks.open(attempt)
-            except UnavailableError as error:
-                log.warning(
-                    "waiting for the control plane", execution_id=self._execution_id, reason=str(error)
-                )
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE)
+        return await patiently(lambda: self._parts.sinks.open(attempt), self._execution_id)
 
     async def _ended_before(self) -> AgentExecutionStatus:
         """An earlier attempt stored the end and died before it could say so."""
         try:
-            execution = await self._parts.reader.execution(self._execution_id)
+            execution = await patiently(
+                lambda: self._parts.reader.execution(self._execution_id), self._execution_id
+            )
         except AgentRunnerError as error:
             raise as_failure(error) from None
         status = execution.status
@@ -187,7 +181,7 @@ class Attempt:
             log.info("execution completed", execution_id=self._execution_id)
             return summary(sink.status)
         if isinstance(error, DrainedError):
-            await _within(_LAST_WORDS, sink.flush())
+            await _within(_HURRIED_WORDS, sink.flush())
             log.info("execution handed over", execution_id=self._execution_id)
             raise drained(str(error)) from None
         if isinstance(error, AgentRunnerError):
@@ -217,7 +211,7 @@ class Attempt:
             await _within(_LAST_WORDS, self._finish(sink, CANCELLED, "The execution was cancelled."))
             log.info("execution cancelled", execution_id=self._execution_id)
         elif details is not None and details.worker_shutdown:
-            await _within(_LAST_WORDS, sink.flush())
+            await _within(_HURRIED_WORDS, sink.flush())
         # Otherwise Temporal has given the execution to somebody else, or ended it: nothing is ours to say.
 
     async def _finish(self, sink: StatusSink, phase: ExecutionPhase.ValueType, error: str = "") -> None:

@@ -8,11 +8,12 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+import structlog
 from temporalio import activity
 
 from agent_runner.domain.masking import LiveSecrets, Masker
 from agent_runner.domain.mcp_servers import plan_servers
-from agent_runner.errors import LimitReachedError
+from agent_runner.errors import AgentRunnerError, LimitReachedError
 from agent_runner.ports.agents import AgentFactory, AgentSession, AgentSpecification, Turn
 from agent_runner.ports.environments import EnvironmentResolver
 from agent_runner.ports.mcp import McpConnector, McpTools
@@ -21,6 +22,7 @@ from agent_runner.ports.resource_readers import ResourceReader
 from agent_runner.ports.sandboxes import Sandbox, SandboxProvider, SandboxSpec
 from agent_runner.ports.status_sinks import Grant, StatusSink, StatusSinks
 from agent_runner.runner import turns
+from agent_runner.runner.patience import patiently
 from agent_runner.runner.reporting import MaskedReport
 from agent_runner.services.skill_loading import LoadedSkills, SkillLoader
 from agent_runner.v1.events_pb2 import (
@@ -34,6 +36,9 @@ from agent_runner.v1.events_pb2 import (
 from agent_runner.v1.options_pb2 import Limits
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import EXECUTION_IN_PROGRESS, MESSAGE_HUMAN
 from ai.stigmer.agentic.agentexecution.v1.spec_pb2 import AgentExecutionSpec
+from ai.stigmer.agentic.session.v1.api_pb2 import Session
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +98,7 @@ class TurnRun:
         if self._before.phase != EXECUTION_IN_PROGRESS:
             self._sink.emit(ExecutionEvent(phase_changed=PhaseChanged(phase=EXECUTION_IN_PROGRESS)))
         try:
-            plan = await self._plan()
+            plan = await patiently(self._plan, self._turn.execution_id)
         finally:
             # Not before the secrets are known: people paste them into messages.
             self._show_message()
@@ -101,7 +106,7 @@ class TurnRun:
         async with self._wall_limit(limits.wall_seconds), self._skills(plan) as skills:
             sandbox, model = await self._sandbox_and_model(plan, skills)
             self._describe(sandbox, model, skills)
-            async with self._tools(plan, sandbox) as tools:
+            async with self._kept(plan.session, sandbox), self._tools(plan, sandbox) as tools:
                 self._warn((model.notice, *sandbox.warnings, *plan.warnings, *turns.unmasked(plan)))
                 self._warn((*skills.warnings, *tools.warnings))
                 await self._run_agent(self._specification(plan, skills, tools, sandbox, model, limits))
@@ -162,6 +167,26 @@ class TurnRun:
             # Loads the provider's library.
             asyncio.to_thread(self._parts.models.resolve, *wishes),
         )
+
+    @asynccontextmanager
+    async def _kept(self, session: Session, sandbox: Sandbox) -> AsyncIterator[None]:
+        """Beside the turn, have the session remember its sandbox; else the next turn has to look for it."""
+        if not session.metadata.id or session.spec.sandbox_id == sandbox.id:
+            yield
+            return
+
+        async def keep() -> None:
+            try:
+                await self._parts.reader.keep_sandbox(session, sandbox.id)
+            except AgentRunnerError as error:
+                log.info("sandbox not noted", session_id=session.metadata.id, reason=str(error))
+
+        keeping = asyncio.create_task(keep(), name="note the sandbox")
+        try:
+            yield
+        finally:
+            await asyncio.wait([keeping], timeout=1)
+            keeping.cancel()
 
     def _describe(self, sandbox: Sandbox, model: Model, skills: LoadedSkills) -> None:
         described = RunDescribed(

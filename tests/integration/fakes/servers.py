@@ -126,6 +126,13 @@ class NativeServer(TestServer):
             environment=services.environments.get_by_reference,
         )
 
+        self.add(
+            "ai.stigmer.agentic.session.v1.SessionCommandController",
+            "update",
+            Session,
+            services.sessions.update,
+        )
+
     async def _start_attempt(self, request: StartAttemptRequest) -> StartAttemptResponse:
         return await self.services.events.start_attempt(request)
 

@@ -18,6 +18,7 @@ from ai.stigmer.commons.apiresource.io_pb2 import ApiResourceReference
 _PACKAGE = "/ai.stigmer.agentic"
 _EXECUTION = f"{_PACKAGE}.agentexecution.v1.AgentExecutionQueryController/get"
 _SESSION = f"{_PACKAGE}.session.v1.SessionQueryController/get"
+_SESSION_UPDATE = f"{_PACKAGE}.session.v1.SessionCommandController/update"
 _INSTANCE = f"{_PACKAGE}.agentinstance.v1.AgentInstanceQueryController/get"
 _AGENT = f"{_PACKAGE}.agent.v1.AgentQueryController/get"
 _ENVIRONMENT = f"{_PACKAGE}.environment.v1.EnvironmentQueryController/getByReference"
@@ -48,6 +49,12 @@ class GrpcResourceReader:
     async def environment(self, reference: ApiResourceReference) -> Environment:
         _ensure_named("environment", reference.slug)
         return await self._channel.unary(_ENVIRONMENT, reference, Environment)
+
+    async def keep_sandbox(self, session: Session, sandbox_id: str) -> None:
+        changed = Session()
+        changed.CopyFrom(session)
+        changed.spec.sandbox_id = sandbox_id
+        await self._channel.unary(_SESSION_UPDATE, changed, Session)
 
 
 def _ensure_named(kind: str, name: str) -> None:
