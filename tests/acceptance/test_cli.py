@@ -300,6 +300,34 @@ def test_json_lines_are_the_whole_log_and_watching_again_gives_the_same(up: Home
     assert up.ok("watch", "latest", "-o", "jsonl", "--after-seq", "5").splitlines() == lines[5:]
 
 
+def test_an_instance_brings_the_variables_of_its_environments(up: Home) -> None:
+    up.ok("apply", "-f", str(ROOT / "examples"))
+    look = up.script(VARIABLES.replace("$TOKEN", "$WORKSHOP_TOKEN").replace("$PLAIN", "$GREETING"))
+
+    own = up.ok("run", "look", "--agent", "planner", "--model", look, "-o", "jsonl")
+    workshop = up.ok("run", "look", "--instance", "planner-workshop", "--model", look, "-o", "jsonl")
+
+    assert "PLAIN=Hello from the agent" in own
+    assert "PLAIN=Hello from the environment" in workshop
+    assert "not-a-real-token" not in workshop
+    assert "not-a-real-token" not in up.ok("get", "environment", "workshop", "-o", "yaml")
+
+
+def test_names_are_completed_from_the_server(up: Home) -> None:
+    up.ok("apply", "-f", str(ROOT / "examples"))
+
+    def completed(line: str) -> list[str]:
+        words = line.split(" ")
+        done = up.run(COMP_WORDS=line, COMP_CWORD=str(len(words) - 1), _AGENT_RUNNER_COMPLETE="bash_complete")
+        assert (done.returncode, done.stderr) == (0, "")
+        return [found.partition(",")[2] for found in done.stdout.splitlines() if found]
+
+    assert completed("agent-runner get agent pl") == ["planner"]
+    assert "reviewer" in completed("agent-runner run --agent ")
+    assert completed("agent-runner get env") == ["environments"]
+    assert completed("agent-runner get nonsense ") == []
+
+
 def test_variables_reach_the_sandbox_and_secrets_are_masked_everywhere(up: Home) -> None:
     done = up.run(
         "run", "look", "--model", up.script(VARIABLES), "-e", "PLAIN=seen", "-e", "secret:TOKEN=s3cr3t-value",

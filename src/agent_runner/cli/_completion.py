@@ -21,6 +21,10 @@ def complete_agents(ctx: click.Context, _parameter: click.Parameter, begun: str)
     return _names("agent", begun)
 
 
+def complete_instances(ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    return _names("instance", begun)
+
+
 def complete_sessions(ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
     return _names("session", begun)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from agent_runner.cli import _errors, _stack
-from agent_runner.cli._completion import complete_agents, complete_sessions
+from agent_runner.cli._completion import complete_agents, complete_instances, complete_sessions
 from agent_runner.cli._connection import Connection, connection, online
 from agent_runner.cli._options import connection_options
 from agent_runner.cli._output import note, to_json, write
@@ -28,6 +28,7 @@ class Request:
 
     message: str = field(repr=False)
     agent: str
+    instance: str
     session: str
     model: str
     env: dict[str, str] = field(repr=False)
@@ -47,6 +48,13 @@ class Request:
     metavar="NAME|ID",
     shell_complete=complete_agents,
     help="The agent; without one, an agent `assistant` is made.",
+)
+@click.option(
+    "-i",
+    "--instance",
+    metavar="NAME|ID",
+    shell_complete=complete_instances,
+    help="An instance of an agent, with the environments it refers to.",
 )
 @click.option(
     "-s",
@@ -89,6 +97,7 @@ class Request:
 def run_command(
     message: str,
     agent: str | None,
+    instance: str | None,
     session: str | None,
     model: str | None,
     variables: Sequence[str],
@@ -103,15 +112,12 @@ def run_command(
     Uses the server that runs, or starts a stack for the length of the run. Ctrl-C detaches, a second one
     within 2 seconds cancels. Exit code 0 when the run completed, 1 when it failed or was cancelled.
     """
-    for name, value in (("--agent", agent), ("--session", session), ("--model", model)):
-        if value is not None and not value.strip():
-            raise click.UsageError(f"{name} is empty.")
-    if agent and session:
-        raise click.UsageError("Give --agent to begin a session, or --session to go on with one, not both.")
+    _check_names({"--agent": agent, "--instance": instance, "--session": session, "--model": model})
     env, secrets = parse_variables(variables)
     request = Request(
         message=_read_message(message),
         agent=agent or "",
+        instance=instance or "",
         session=session or "",
         model=absolute_script(model or "", Path.cwd()),
         env=env,
@@ -126,6 +132,18 @@ def run_command(
     if where.address:
         return online(lambda client: _run(client, request), where)
     return _run_here(where, request)
+
+
+def _check_names(names: dict[str, str | None]) -> None:
+    for name, value in names.items():
+        if value is not None and not value.strip():
+            raise click.UsageError(f"{name} is empty.")
+    given = [name for name in ("--agent", "--instance", "--session") if names[name]]
+    if len(given) > 1:
+        raise click.UsageError(
+            f"{' and '.join(given)} were given, not both are possible: an agent or an instance begins a "
+            "session, a session is gone on with."
+        )
 
 
 def _run_here(where: Connection, request: Request) -> int:
@@ -186,6 +204,8 @@ async def _start(client: AgentRunner, request: Request) -> AgentExecution:
     if request.session:
         session = await client.resources.get(SESSION, request.session)
         session_id = session.metadata.id  # type: ignore[attr-defined]
+    elif request.instance:
+        session_id = await _new_session(client, request.instance)
     elif request.agent:
         agent_id = (await client.resources.get(AGENT, request.agent)).metadata.id  # type: ignore[attr-defined]
     else:
@@ -199,6 +219,23 @@ async def _start(client: AgentRunner, request: Request) -> AgentExecution:
         secrets=request.secrets,
         if_busy=request.if_busy,
     )
+
+
+async def _new_session(client: AgentRunner, instance: str) -> str:
+    """Begin a session of an instance, named by slug or id; returns the session's id."""
+    import time
+
+    from agent_runner.client.kinds import API_VERSION, INSTANCE
+    from ai.stigmer.agentic.session.v1.api_pb2 import Session
+    from ai.stigmer.commons.apiresource.enum_pb2 import organization
+
+    found = await client.resources.get(INSTANCE, instance)
+    session = Session(api_version=API_VERSION, kind="Session")
+    session.metadata.name = f"session-{time.time_ns() // 1000}"
+    session.metadata.org = client.org
+    session.metadata.owner_scope = organization
+    session.spec.agent_instance_id = found.metadata.id  # type: ignore[attr-defined]
+    return str((await client.resources.create(session)).metadata.id)
 
 
 def _read_message(message: str) -> str:

@@ -117,7 +117,20 @@ def test_what_was_asked_for_reaches_the_server(
     command: Command, finished: SmallServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FROM_HERE", "here")
-    command("run", "hello", "--if-busy", "reject", "--model", "m:n", "-e", "A=b=c", "-e", "secret:S=t", "-e", "FROM_HERE")
+    command(
+        "run",
+        "hello",
+        "--if-busy",
+        "reject",
+        "--model",
+        "m:n",
+        "-e",
+        "A=b=c",
+        "-e",
+        "secret:S=t",
+        "-e",
+        "FROM_HERE",
+    )
 
     (execution,) = finished.stored["AgentExecution"].values()
     spec = execution.spec  # type: ignore[attr-defined]
@@ -142,7 +155,8 @@ def test_an_unknown_agent_comes_with_the_names_there_are(command: Command, finis
         (("run", ""), "The message is empty."),
         (("run", "  \n"), "The message is empty."),
         (("run",), "Missing argument"),
-        (("run", "x", "--agent", "a", "--session", "s"), "not both"),
+        (("run", "x", "--agent", "a", "--session", "s"), "--agent and --session were given"),
+        (("run", "x", "--agent", "a", "--instance", "s"), "--agent and --instance were given"),
         (("run", "x", "--agent", ""), "--agent is empty"),
         (("run", "x", "--session", " "), "--session is empty"),
         (("run", "x", "--env", "=v"), "is not the name of a variable"),
