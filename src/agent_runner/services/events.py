@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final
 
+from agent_runner.domain.kinds import AGENT_EXECUTION
 from agent_runner.domain.phases import is_terminal, phase_word
 from agent_runner.errors import (
+    AlreadyExistsError,
     FailedPreconditionError,
     FencedError,
     InvalidRequestError,
@@ -43,21 +45,28 @@ class EventService:
     def __init__(self, logbook: Logbook) -> None:
         self._logbook = logbook
 
-    async def begin(self, record: ExecutionRecord, *beside: Awaitable[object]) -> None:
+    async def begin(self, record: ExecutionRecord, beside: Callable[[], Sequence[Awaitable[object]]]) -> None:
         """Log that a new execution is pending, while what else belongs to it is stored.
 
+        Args:
+            beside: begins the other writes.
+
         Raises:
+            AlreadyExistsError: the execution is there already.
             ConflictError: it has events already.
         """
         event = ExecutionEvent(phase_changed=PhaseChanged(phase=EXECUTION_PENDING))
         async with self._logbook.lives.use(record.id) as live, live.lock:
+            if live.loaded:
+                raise AlreadyExistsError(AGENT_EXECUTION.name, record.id)
             live.record = record
             results = await asyncio.gather(
-                self._logbook.store(live, [event], LogHead()), *beside, return_exceptions=True
+                self._logbook.store(live, [event], LogHead()), *beside(), return_exceptions=True
             )
             # What was stored beside it failed for the better reason, such as an id that is taken.
             for result in reversed(results):
                 if isinstance(result, BaseException):
+                    live.stale = True
                     raise result
             # Only now: what is in memory before all of it is stored must not be taken for true.
             live.loaded = True

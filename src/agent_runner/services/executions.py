@@ -264,16 +264,20 @@ class ExecutionService(ResourceService[AgentExecution]):
         stored = self._stored(execution, fields_of(execution, EXECUTION_PENDING))
         ours: list[int] = []
         turn: list[bool] = []
-        writes: list[Awaitable[object]] = [self._put_new(stored, ours)]
-        if place.new_session is not None:
-            session = self._sessions.stored(place.new_session, place.agent_id)
-            writes.append(self._store.put(session, expected=0))
-            writes.append(self._turns.give(place.session_id, execution.metadata.id))
-            turn.append(True)
-        elif idle:
-            writes.append(self._take_turn(place.session_id, execution.metadata.id, turn))
+
+        def writes() -> list[Awaitable[object]]:
+            begun: list[Awaitable[object]] = [self._put_new(stored, ours)]
+            if place.new_session is not None:
+                session = self._sessions.stored(place.new_session, place.agent_id)
+                begun.append(self._store.put(session, expected=0))
+                begun.append(self._turns.give(place.session_id, execution.metadata.id))
+                turn.append(True)
+            elif idle:
+                begun.append(self._take_turn(place.session_id, execution.metadata.id, turn))
+            return begun
+
         try:
-            await self._events.begin(ExecutionRecord(_written(stored)), *writes)
+            await self._events.begin(ExecutionRecord(_written(stored)), writes)
         except AgentRunnerError:
             # Where the id was taken, execution and log are someone else's.
             await self._undo(execution if ours else None, place)

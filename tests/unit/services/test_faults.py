@@ -60,17 +60,31 @@ class Faults:
 
 
 class Simulation:
-    """Clients, runners and an unreliable world, all from one seed."""
+    """Clients, runners and an unreliable world, all from one seed.
 
-    def __init__(self, seed: int) -> None:
+    Args:
+        replicas: how many processes serve at once.
+    """
+
+    def __init__(self, seed: int, replicas: int = 1) -> None:
+        self.replicas = replicas
         self.world = World()
         self.faults = Faults(seed)
         self.random = self.faults.random
         self.faults.install(self.world.store, "put", "get", "list", "count")
         self.faults.install(self.world.log, "append", "read", "head")
-        self.services: Services = self.world.process()
+        self.pool: list[Services] = []
+        self.start_processes()
         self.sessions: list[str] = []
         self.order: dict[str, list[str]] = {}
+
+    @property
+    def services(self) -> Services:
+        """Whichever process the call happens to reach."""
+        return self.random.choice(self.pool)
+
+    def start_processes(self) -> None:
+        self.pool = [self.world.process(replicas=self.replicas > 1) for _ in range(self.replicas)]
 
     async def prepare(self) -> None:
         made = await self.services.agents.create(agent())
@@ -99,10 +113,11 @@ class Simulation:
 
     async def restart(self) -> None:
         """Another process takes over; what the old one did in the background is lost."""
-        for task in self.services.runs._tasks:
+        number = self.random.randrange(len(self.pool))
+        for task in self.pool[number].runs._tasks:
             task.cancel()
-        self.services = self.world.process()
-        await self.services.runs.reconcile()
+        self.pool[number] = self.world.process(replicas=self.replicas > 1)
+        await self.pool[number].runs.reconcile()
 
     async def run(self) -> None:
         """One attempt of something Temporal has started, as far as it gets."""
@@ -138,11 +153,12 @@ class Simulation:
     async def settle(self) -> None:
         """With everything back, all must come to its end."""
         self.faults.rate, self.world.workflows.away = 0.0, False
-        self.services = self.world.process()
+        self.start_processes()
         for _ in range(400):
-            await self.services.runs.reconcile()
-            while self.services.runs._tasks:
-                await asyncio.wait(self.services.runs._tasks)
+            for services in self.pool:
+                await services.runs.reconcile()
+            while tasks := [task for services in self.pool for task in services.runs._tasks]:
+                await asyncio.wait(tasks)
             await self.run()
             self.world.clock.advance(timedelta(seconds=20))
             if not await self.unfinished():
@@ -156,9 +172,10 @@ class Simulation:
         ]
 
 
-@pytest.mark.parametrize("seed", range(25))
-async def test_everything_that_is_stored_comes_to_an_end(seed: int) -> None:
-    simulation = Simulation(seed)
+@pytest.mark.parametrize("replicas", [1, 3])
+@pytest.mark.parametrize("seed", range(15))
+async def test_everything_that_is_stored_comes_to_an_end(seed: int, replicas: int) -> None:
+    simulation = Simulation(seed, replicas)
     await simulation.prepare()
     for _ in range(80):
         await simulation.step()
@@ -167,7 +184,7 @@ async def test_everything_that_is_stored_comes_to_an_end(seed: int) -> None:
 
     world = simulation.world
     stored = await world.store.list("agent_execution", limit=10_000)
-    assert len(stored) > 5
+    assert len(stored) >= 3
     for resource in stored:
         rows = await world.log.read(resource.key.id, limit=10_000)
         events = [ExecutionEvent.FromString(body) for _seq, body in rows]
@@ -181,25 +198,22 @@ async def test_everything_that_is_stored_comes_to_an_end(seed: int) -> None:
         assert shown.status == expected
 
 
-@pytest.mark.parametrize("seed", range(10))
-async def test_turns_never_overlap_whatever_fails(seed: int) -> None:
-    simulation = Simulation(seed)
+@pytest.mark.parametrize("replicas", [1, 3])
+@pytest.mark.parametrize("seed", range(8))
+async def test_turns_never_overlap_whatever_fails(seed: int, replicas: int) -> None:
+    simulation = Simulation(seed, replicas)
     await simulation.prepare()
-    started_at: dict[str, int] = {}
+    started: dict[str, str] = {}
     starts = simulation.world.workflows.start
 
     async def checked(execution_id: str, session_id: str, agent_id: str, **more: Any) -> None:
-        rate, simulation.faults.rate = simulation.faults.rate, 0.0
-        before = await simulation.world.store.list(
-            "agent_execution", fields={"session_id": session_id}, limit=10_000
-        )
-        for other in before:
-            if other.key.id in started_at and other.key.id != execution_id:
-                phase = await simulation.services.watches.phase(other.key.id)
-                assert phase in ENDS, f"{other.key.id} runs while {execution_id} starts"
-        started_at.setdefault(execution_id, len(started_at))
-        simulation.faults.rate = rate
+        for other, its_session in started.items():
+            if its_session == session_id and other != execution_id and other in simulation.world.log._logs:
+                rows = simulation.world.log._logs[other].events
+                status = fold(AgentExecutionStatus(), [ExecutionEvent.FromString(body) for _, body in rows])
+                assert status.phase in ENDS, f"{other} runs while {execution_id} starts"
         await starts(execution_id, session_id, agent_id, **more)
+        started[execution_id] = session_id
 
     simulation.world.workflows.start = checked  # type: ignore[method-assign]
     for _ in range(80):
