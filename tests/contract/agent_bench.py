@@ -22,6 +22,7 @@ from agent_runner.ports.agents import (
     RecordedCall,
     SubAgentSpecification,
     Turn,
+    unmasked,
 )
 from agent_runner.ports.models import Model
 from agent_runner.ports.sandboxes import Sandbox
@@ -111,6 +112,7 @@ class Bench:
     limits: Limits = field(default_factory=Limits)
     used: Usage = field(default_factory=Usage)
     used_tool_calls: int = 0
+    mask: Callable[[Any], Any] = unmasked
     script_text: str = ""
 
     def turn(self, message: str = "go", thread: str = "thread-1") -> Turn:
@@ -134,6 +136,7 @@ class Bench:
             limits=self.limits,
             used=self.used,
             used_tool_calls=self.used_tool_calls,
+            mask=self.mask,
         )
         async with self.factory.open(specification, journal) as session:
             yield session

@@ -15,6 +15,7 @@ from langchain_core.tools import tool
 from agent_runner.adapters.checkpoints.sqlite import SqliteCheckpoints
 from agent_runner.adapters.models.script import ScriptLibrary
 from agent_runner.adapters.sandbox.local import LocalProvider
+from agent_runner.domain.masking import Masker
 from agent_runner.errors import FencedError, LimitReachedError, ModelError, ModelUnavailableError
 from agent_runner.ports.agents import DrainedError, RecordedCall, SubAgentSpecification, Turn
 from agent_runner.ports.sandboxes import SandboxSpec
@@ -632,6 +633,41 @@ turns:
     assert [s.output for s in status.sub_agent_executions] == ["sub done"]
     assert status.messages[-1].content == "all done"
     assert all(c.status == TOOL_CALL_COMPLETED for c in status.tool_calls)
+
+
+async def test_secrets_are_out_of_results_before_the_model_reads_them(bench: Bench) -> None:
+    @tool
+    async def blocks() -> list[dict[str, str]]:
+        """Give blocks."""
+        return [{"type": "text", "text": "block hunter2-secret"}]
+
+    @tool
+    async def failing() -> str:
+        """Fail."""
+        raise ValueError("no hunter2-secret here")
+
+    bench.tools, bench.mask = [blocks, failing], Masker(["hunter2-secret"]).value
+    todo = "{todos: [{content: hunter2-secret, status: pending}]}"
+    journal = await bench.run(
+        f"""
+turns:
+  - steps:
+      - text: a
+        calls: [{{name: execute, args: {{command: "yes hunter2-$(echo secret) | head -20000"}}}}]
+      - {{text: "{{{{last_tool_result}}}}", calls: [{{name: blocks}}]}}
+      - {{text: "{{{{last_tool_result}}}}", calls: [{{name: failing}}]}}
+      - {{text: "{{{{last_tool_result}}}}", calls: [{{name: write_todos, args: {todo}}}]}}
+      - text: "{{{{last_tool_result}}}}"
+        calls: [{{name: execute, args: {{command: "cat /tmp/agent-runner/*/* | grep -c hunter2-s; true"}}}}]
+      - "{{{{last_tool_result}}}}"
+"""
+    )
+    told = "".join(m.content for m in journal.status.messages)
+    assert "hunter2-secret" not in told
+    assert told.count("********") > 4
+    assert all("hunter2-secret" not in c.result + c.error for c in journal.status.tool_calls)
+    assert journal.status.messages[-1].content.startswith("0\n")
+    assert all("hunter2" not in t.content for t in journal.status.todos.values())
 
 
 async def test_a_result_too_long_for_the_model_is_kept_in_a_file(bench: Bench) -> None:

@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from langchain.agents.middleware import AgentMiddleware
@@ -86,7 +86,7 @@ class ToolCalls(AgentMiddleware[Any, Any, Any]):
     def __init__(
         self, journal: ToolJournal, limits: LimitCounter, mask: Callable[[Any], Any] = unmasked
     ) -> None:
-        """`mask` takes secrets out of results, before the model or a checkpoint gets them."""
+        """`mask` takes secrets out of what tools give, before the model or a checkpoint gets it."""
         super().__init__()
         self._journal = journal
         self._limits = limits
@@ -96,7 +96,7 @@ class ToolCalls(AgentMiddleware[Any, Any, Any]):
         recorded = self._journal.recorded(request.tool_call["id"] or "")
         if recorded is not None and recorded.finished:
             if request.tool_call["name"] in STATE_ONLY_TOOLS:
-                return await handler(request)
+                return _masked(await handler(request), self._mask)
             return _recorded_result(request, recorded)
         if recorded is not None and not _may_run_again(request):
             return await self._interrupted(request)
@@ -114,12 +114,10 @@ class ToolCalls(AgentMiddleware[Any, Any, Any]):
             started_call(running.call_id, running.name, call["args"], asking, running.sub_agent_id)
         )
         with _context_of(running):
-            result = await _ran(request, handler)
+            result = _masked(await _ran(request, handler), self._mask)
         if running.printed:
             await all_handed_on(running.write)
         message = _message_of(result, running.call_id)
-        if message is not None:
-            message.content, message.artifact = self._mask(message.content), self._mask(message.artifact)
         text = result_of(message.content) if message is not None else ""
         if message is not None and message.status == "error":
             await self._journal.finish(failed_call(running.call_id, text, running.sub_agent_id))
@@ -145,6 +143,22 @@ async def _ran(request: ToolCallRequest, handler: Handler) -> Result:
     except Exception as error:  # noqa: BLE001 (any tool's error is for the model to read)
         words = str(error).strip() or "no further explanation"
         return _error(request, f"Error: {type(error).__name__}: {words}")
+
+
+def _masked(result: Result, mask: Callable[[Any], Any]) -> Result:
+    """The result without secrets: its content, what else a tool hands along, and a Command's update."""
+    if isinstance(result, ToolMessage):
+        masked = {"content": mask(result.content), "artifact": mask(result.artifact)}
+        return result.model_copy(update=masked)
+    if not isinstance(result.update, dict):
+        return result
+    update = {
+        name: [_masked(m, mask) if isinstance(m, ToolMessage) else m for m in value]
+        if name == "messages"
+        else mask(value)
+        for name, value in result.update.items()
+    }
+    return replace(result, update=update)
 
 
 async def _cancelled_once(work: Awaitable[Result]) -> Result:
