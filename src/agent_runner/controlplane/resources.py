@@ -46,7 +46,6 @@ class ResourceController:
 
     def __init__(self, services: Services) -> None:
         self._by_kind = services.by_kind
-        self._executions = services.executions
 
     async def list_resources(self, request: ListResourcesRequest) -> ListResourcesResponse:
         validate(request)
@@ -58,10 +57,8 @@ class ResourceController:
             org=request.org or None,
             labels=dict(request.labels),
         )
-        # The status of an execution is kept apart from it, and large ones are listed without their messages.
-        items = await self._executions.light(page.items) if service is self._executions else page.items
         response = ListResourcesResponse(next_page_token=page.next_token)
-        for item in items:
+        for item in page.items:
             packed = AnyMessage()
             packed.Pack(shown(item))
             response.items.append(packed)

@@ -201,18 +201,16 @@ class ExecutionService(ResourceService[AgentExecution]):
         tags: Sequence[str] = (),
     ) -> Page[AgentExecution]:
         """One page, newest first. Large statuses are shown without what was said and done."""
-        found = await self.list(page, fields=_filter(session_id, phase), tags=tags)
-        return Page(await self.light(found.items), found.next_token)
+        return await self.list(page, fields=_filter(session_id, phase), tags=tags)
 
     async def count_executions(
         self, *, session_id: str = "", phase: ExecutionPhase.ValueType = EXECUTION_PHASE_UNSPECIFIED
     ) -> int:
         return await self.count(_filter(session_id, phase))
 
-    async def light(self, entries: Sequence[AgentExecution]) -> Sequence[AgentExecution]:
-        """Listed executions with their statuses."""
+    async def _listed(self, found: Sequence[AgentExecution]) -> Sequence[AgentExecution]:
         shown: list[AgentExecution] = []
-        for entry in entries:
+        for entry in found:
             try:
                 execution = await self._watches.execution(entry.metadata.id)
             except NotFoundError:

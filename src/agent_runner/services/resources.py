@@ -29,6 +29,7 @@ from ai.stigmer.commons.apiresource.status_pb2 import ApiResourceAudit, ApiResou
 _TRIES: Final = 20
 """How often a change is tried again when another process wrote first."""
 _ACTOR: Final = "system"
+MOST_PAGE_BYTES: Final = 3 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +163,7 @@ class ResourceService(Generic[R]):
         labels: Mapping[str, str] | None = None,
         tags: Sequence[str] = (),
     ) -> Page[R]:
-        """One page, newest first.
+        """One page, newest first, of at most 3 MiB: clients take 4 MiB unless told otherwise.
 
         Args:
             org: None for every organization.
@@ -181,9 +182,16 @@ class ResourceService(Generic[R]):
             if len(rows) < limit:
                 break
             before = rows[-1].key.id
-        items = found[page.skip : page.skip + page.size]
-        more = len(found) >= wanted
-        return Page(items, items[-1].metadata.id if more else "")
+        chosen = found[page.skip : page.skip + page.size]
+        listed = await self._listed(chosen)
+        items = _bounded(listed)
+        if len(items) < len(listed):
+            return Page(items, items[-1].metadata.id)
+        return Page(items, chosen[-1].metadata.id if len(found) >= wanted else "")
+
+    async def _listed(self, found: Sequence[R]) -> Sequence[R]:
+        """Resources as lists show them."""
+        return found
 
     async def count(self, fields: Mapping[str, str] | None = None) -> int:
         """How many there are, of those with the values."""
@@ -332,6 +340,16 @@ def touch(audit: ApiResourceAudit, name: str, clock: Clock) -> None:
     info.updated_by.id = _ACTOR
     info.updated_at.CopyFrom(timestamp(clock()))
     info.event = "updated"
+
+
+def _bounded(items: Sequence[R]) -> Sequence[R]:
+    """The first items, as many as fit; one at least."""
+    size = 0
+    for number, item in enumerate(items):
+        size += item.ByteSize()
+        if number and size > MOST_PAGE_BYTES:
+            return items[:number]
+    return items
 
 
 def _matches(resource: R, labels: Mapping[str, str] | None, tags: Sequence[str]) -> bool:

@@ -29,6 +29,8 @@ HEARTBEAT: Final = timedelta(seconds=15)
 SUBSCRIBE_INTERVAL: Final = timedelta(milliseconds=100)
 _READ_LIMIT: Final = 200
 """Events read from the log at once for a watcher; each may have 256 KiB and more."""
+_SUBSCRIBE_RATE: Final = 10 << 20
+"""Bytes a second one subscriber costs at most; a very large status is sent less often."""
 _LISTEN_AGAIN: Final = timedelta(seconds=1)
 
 
@@ -131,7 +133,7 @@ class WatchService:
                         return
                     if not await _within(changed, HEARTBEAT):
                         await self._logbook.refresh(live)
-                    await _within(live.ended, interval)
+                    await _within(live.ended, max(interval, timedelta(seconds=len(sent) / _SUBSCRIBE_RATE)))
 
     async def mark_started(self, execution_id: str) -> None:
         """Note that the execution's workflow was started: nothing comes before it any more."""

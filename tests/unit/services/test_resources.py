@@ -209,6 +209,23 @@ async def test_a_list_can_be_narrowed_by_organization_and_labels(services: Servi
     assert not (await services.environments.list(PageRequest(2), org="none")).items
 
 
+async def test_a_page_stays_small_enough_for_any_client(services: Services) -> None:
+    values = {f"V{number}": "x" * 60_000 for number in range(15)}
+    made = [await services.environments.create(environment(f"e{i}", **values)) for i in range(7)]
+
+    seen: list[str] = []
+    token = ""
+    while True:
+        page = await services.environments.list(page_by_token(50, token, "env"))
+        assert sum(item.ByteSize() for item in page.items) < 4 << 20
+        seen += [item.metadata.id for item in page.items]
+        token = page.next_token
+        if not token:
+            break
+
+    assert seen == [one.metadata.id for one in reversed(made)]
+
+
 async def test_what_is_made_once_is_never_changed(services: Services) -> None:
     made = await services.execution_contexts.apply(context())
 
