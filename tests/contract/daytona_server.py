@@ -78,6 +78,9 @@ class DaytonaServer:
     async def __aexit__(self, *error: object) -> None:
         for remote in list(self._sandboxes.values()):
             await self._kill(remote)
+        # Killed commands' pipes run dry first; what does not end then is cut off.
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=5)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -255,7 +258,7 @@ class DaytonaServer:
             # Never pid 0, which would mean this very process's group.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(remote.inner_pid or remote.main.pid, signal.SIGKILL)
-            await remote.main.wait()
+            await remote.main.communicate()
             remote.main = None
         remote.sessions.clear()
         if remote.data["state"] != "destroying":

@@ -61,12 +61,15 @@ class SandboxSpec:
         skills: content hash to a directory on this host with the extracted, verified files; each
             appears read-only at `/bin/skills/{hash}/`.
         previous_id: id of the sandbox the session had, if it had one.
+        on_waiting: told, in a sentence for people, that the session waits for others to be done,
+            for no more sandboxes may run at once; must not block.
     """
 
     session_id: str
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     skills: Mapping[str, Path] = field(default_factory=dict)
     previous_id: str = ""
+    on_waiting: Callable[[str], None] | None = None
 
 
 OnOutput = Callable[[str], None]
@@ -176,6 +179,10 @@ class SandboxProvider(Protocol):
 
     def workspace(self, session_id: str) -> Workspace:
         """The session's files."""
+        ...
+
+    async def sweep(self) -> None:
+        """Remove what crashes left that belongs to no session."""
         ...
 
     async def check(self) -> str:

@@ -127,6 +127,9 @@ class DaytonaProvider:
 
         return DaytonaWorkspace(wake)
 
+    async def sweep(self) -> None:
+        return None  # what is there has a session's label, and is listed
+
     async def check(self) -> str:
         if not self._api_key:
             return "No key for Daytona is set. Set DAYTONA_API_KEY."

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ REPLACED = "The session's container was gone and has been replaced; its files ar
 _MANAGED = "agent-runner.managed"
 _SESSION = "agent-runner.session"
 _OWNER = "agent-runner.owner"
+_HELPER = "agent-runner.helper"
+_HELPER_AGE = 120.0
+"""Seconds after which a helper is nobody's: it lives for one upload."""
 
 _PLACES = {"ws": "/workspace", "tmp": "/tmp", "skills": "/bin/skills"}  # noqa: S108 - the sandbox's own
 
@@ -118,6 +122,7 @@ class DockerProvider:
             await self._quietly(
                 "DELETE", f"containers/{_container(session_id)}", params={"force": "true", "v": "true"}
             )
+            await self._remove_helpers(f"{_HELPER}={session_id}")
             for part in _PLACES:
                 await self._quietly(
                     "DELETE", f"volumes/{_volume(session_id, part)}", params={"force": "true"}
@@ -144,6 +149,10 @@ class DockerProvider:
             return self._sandbox(session_id, {}, ())
 
         return DockerWorkspace(wake)
+
+    async def sweep(self) -> None:
+        """Remove helpers which were to lay out skills when their worker ended."""
+        await self._remove_helpers(_HELPER, older_than=_HELPER_AGE)
 
     async def check(self) -> str:
         try:
@@ -286,7 +295,7 @@ class DockerProvider:
         configuration = {
             "Image": self._image,
             "Cmd": ["true"],
-            "Labels": self._labels(session_id),
+            "Labels": {_HELPER: session_id, _OWNER: self._owner},
             "HostConfig": {"NetworkMode": "none", "Mounts": mounts},
         }
         try:
@@ -294,6 +303,13 @@ class DockerProvider:
             await self._connected().upload(helper, "/skills", archive)
         finally:
             await self._quietly("DELETE", f"containers/{helper}", params={"force": "true"})
+
+    async def _remove_helpers(self, label: str, *, older_than: float = 0.0) -> None:
+        params = {"all": "true", "filters": json.dumps({"label": [label]})}
+        for container in await self._request("GET", "containers/json", params=params):
+            ours = container["Labels"].get(_OWNER) == self._owner
+            if ours and _age(container["Created"]) >= older_than:
+                await self._quietly("DELETE", f"containers/{container['Id']}", params={"force": "true"})
 
     async def _have_image(self) -> None:
         """
@@ -337,6 +353,13 @@ class DockerProvider:
         except EngineError as error:
             if error.status not in (304, MISSING):
                 raise
+
+
+def _age(made: int | str) -> float:
+    """Seconds since a container was made: Docker tells the moment in seconds, some Podmans as a date."""
+    if isinstance(made, str):
+        made = int(datetime.fromisoformat(made.split(".")[0].rstrip("Z") + "+00:00").timestamp())
+    return time.time() - made
 
 
 def _container(session_id: str) -> str:

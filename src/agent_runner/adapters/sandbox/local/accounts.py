@@ -52,6 +52,13 @@ class Accounts:
             if str(link.readlink()) == session_id:
                 link.unlink()
 
+    def sweep(self, sessions: Path, limit: float) -> None:
+        """Give back ids taken before `limit` (seconds since the epoch) by sessions which are no more."""
+        for link in self._directory.glob("*") if self.separate else ():
+            with suppress(OSError):
+                if link.lstat().st_mtime < limit and not (sessions / link.readlink()).exists():
+                    link.unlink()
+
     def _take(self, uid: int, session_id: str) -> bool:
         link = self._directory / str(uid)
         try:

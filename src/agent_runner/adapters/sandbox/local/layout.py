@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -68,6 +69,15 @@ class Layout:
         """Remove what earlier removals left when they were cut off."""
         if gone := list(self._sessions.glob(".gone-*")):
             _remove_trees(gone)
+
+    def sweep_probes(self, age: float) -> None:
+        """Remove tries of workers that ended during them, and user ids no session has any more."""
+        limit = time.time() - age
+        for probe in self._sessions.glob(".probe-*"):
+            with suppress(FileNotFoundError):
+                if probe.stat().st_mtime < limit:
+                    self.remove(probe.name)
+        self._accounts.sweep(self._sessions, limit)
 
     def _owner(self, name: str) -> int:
         """The session's user, 0 where it has none of its own yet."""

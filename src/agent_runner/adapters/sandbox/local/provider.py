@@ -28,6 +28,8 @@ from agent_runner.ports.sandboxes import Sandbox, SandboxSpec, Workspace
 
 _PROGRAMS = ("bash", "python3", "grep", "head")
 _NETWORKS = ("none", "full")
+_PROBE_AGE = 40.0
+"""Seconds after which a try must have ended: it runs for 30 at most."""
 LOST = "The session's sandbox was lost with its files; this is a new one."
 
 _HOW_TO_GET_ONE = (
@@ -124,6 +126,13 @@ class LocalProvider:
         except OSError:
             raise NotFoundError("Sandbox of session", session_id) from None
         return LocalWorkspace(SessionFiles(directory, uid), session_id)
+
+    async def sweep(self) -> None:
+        def swept() -> None:
+            self._layout.sweep()
+            self._layout.sweep_probes(_PROBE_AGE)
+
+        await asyncio.to_thread(swept)
 
     async def check(self) -> str:
         try:
