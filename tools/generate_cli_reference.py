@@ -67,12 +67,22 @@ def section(name: str, command: click.Command) -> str:
     return "\n".join(lines)
 
 
+def sections(name: str, command: click.Command) -> list[str]:
+    """A command's section, and those of the commands below it."""
+    found = [section(name, command)]
+    if isinstance(command, click.Group):
+        for below, inner in command.commands.items():
+            found += sections(f"{name} {below}", inner)
+    return found
+
+
 def page() -> str:
     assert _errors.TIMED_OUT == 124  # the table above is by hand
     context = click.Context(cli)
     names = cli.list_commands(context)
     commands = [(name, cli.get_command(context, name)) for name in names]
-    return HEAD + "\n".join(section(name, command) for name, command in commands if command is not None)
+    found = [sections(name, command) for name, command in commands if command is not None]
+    return HEAD + "\n".join(text for texts in found for text in texts)
 
 
 def main() -> int:
