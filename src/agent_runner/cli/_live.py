@@ -14,9 +14,10 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
 
-from agent_runner.cli._output import clean, one_line, styled
+from agent_runner.cli._output import clean, one_line, one_line_cut, styled
 from agent_runner.cli._progress import EventLines, Line, arguments_line, todo_line
 from agent_runner.client.executions import phase_name
+from agent_runner.domain.status import is_terminal
 from agent_runner.v1.events_pb2 import ExecutionEvent
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecutionStatus
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
@@ -40,6 +41,7 @@ _STYLES = {
 }
 # Shown in the region below while they hold, so a line for each would only repeat them.
 _NOT_KEPT = frozenset({"todo"})
+_ONE_LINE = frozenset({"tool", "done"})
 _TEXT_LINES = 12
 
 
@@ -67,14 +69,21 @@ class LiveView:
         return self._lines.status
 
     def show(self, event: ExecutionEvent) -> None:
-        self._print(self._lines.of(event))
+        lines = self._lines.of(event)
+        if is_terminal(event.phase_changed.phase):
+            # The region below goes away; how far the plan came stays.
+            self._console.print(*self._todos(self.status), sep="\n")
+        self._print(lines)
 
     def _print(self, lines: list[Line]) -> None:
         for label, text in lines:
             if label == "message":
                 self._console.print(Text(text))
             elif label not in _NOT_KEPT:
-                self._console.print(Text(f"{label:<8} {text}", style=_STYLES.get(label, "")))
+                line = f"{label:<8} {text}"
+                if label in _ONE_LINE:
+                    line = one_line_cut(line, self._console.width)
+                self._console.print(Text(line, style=_STYLES.get(label, "")))
 
     def say(self, text: str) -> None:
         self._console.print(Text(clean(text), style="yellow"))
@@ -91,9 +100,8 @@ class LiveView:
             *self._agents(status),
             *self._tools(status),
         ]
-        self._spinner.update(
-            text=Text(f"{phase_name(status.phase)}  {self._elapsed()}  Ctrl-C: detach", style="dim")
-        )
+        phase = phase_name(status.phase) if status.phase else "STARTING"
+        self._spinner.update(text=Text(f"{phase}  {self._elapsed()}  Ctrl-C: detach", style="dim"))
         return Group(*parts, self._spinner)
 
     def _elapsed(self) -> str:
