@@ -20,6 +20,8 @@ from agent_runner.errors import (
     SecretUnreadableError,
 )
 from agent_runner.ports.stores import LogHead, ResourceKey, StoredResource
+from agent_runner.services._clocks import IdSource
+from agent_runner.services.agent_instances import AgentInstanceService
 from agent_runner.services.environments import ExecutionEnvironments, context_key
 from agent_runner.services.key_rotation import KeyRotation
 from agent_runner.services.secret_fields import SecretFields, mask
@@ -31,6 +33,7 @@ from ai.stigmer.agentic.environment.v1.api_pb2 import Environment
 from ai.stigmer.agentic.executioncontext.v1.api_pb2 import ExecutionContext
 from ai.stigmer.agentic.mcpserver.v1.api_pb2 import McpServer
 from ai.stigmer.agentic.session.v1.api_pb2 import Session
+from ai.stigmer.commons.apiresource.enum_pb2 import ApiResourceOwnerScope
 
 SECRET = "canary-4711-abcdef"
 EXECUTION = "aex-01hzzzzzzzzzzzzzzzzzzzzzzz"
@@ -290,7 +293,7 @@ def test_a_secret_of_a_megabyte_and_a_bad_name_are_refused_by_name() -> None:
 
     with pytest.raises(InvalidRequestError) as caught:
         secrets.seal(ENVIRONMENT.name, environment(**{"BIG": ("s" * (1 << 20), True), "A-B": "x"}))
-    assert [v.field for v in caught.value.violations] == ['spec.data["BIG"]', 'spec.data["A-B"]', "spec.data"]
+    assert [v.field for v in caught.value.violations] == ['spec.data["A-B"]', 'spec.data["BIG"]', "spec.data"]
 
 
 async def test_rotation_leaves_no_value_with_the_old_key_and_can_be_repeated() -> None:
@@ -319,3 +322,15 @@ async def test_rotation_goes_on_past_what_it_cannot_read() -> None:
     assert lost.rotated == 0
     assert dict(lost.left) == {"k1": 1}
     assert "key 'k1'" in lost.unreadable[0]
+
+
+async def test_an_instance_cannot_refer_to_an_environment_of_another_organization() -> None:
+    world = World()
+    world.instance.metadata.owner_scope = ApiResourceOwnerScope.organization
+    world.instance.api_version, world.instance.kind = "agentic.stigmer.ai/v1", "AgentInstance"
+    await world.keep(world.agent)
+    instances = AgentInstanceService(world.store, clock=lambda: NOW, new_id=IdSource())
+    world.refer("theirs", "other")
+
+    with pytest.raises(InvalidRequestError, match=r"environment_refs\[0\].org: must be the instance's own"):
+        await instances.create(world.instance)

@@ -195,7 +195,8 @@ def violations(path: str, data: Mapping[str, Value]) -> list[Violation]:
     Args:
         path: of the map in its message, such as `spec.data`.
     """
-    found = [problem for name, value in data.items() for problem in _violations(path, name, value)]
+    # Maps of protobuf have no order of their own.
+    found = [problem for name in sorted(data) for problem in _violations(path, name, data[name])]
     if len(data) > MOST_VARIABLES:
         found.append(Violation(path, f"has {len(data)} variables; at most {MOST_VARIABLES} fit."))
     if sum(len(v.value.encode()) for v in data.values()) > MOST_BYTES_TOGETHER:

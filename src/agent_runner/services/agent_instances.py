@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from agent_runner.domain.ids import canonical_id
-from agent_runner.domain.kinds import AGENT, AGENT_INSTANCE
+from agent_runner.domain.kinds import AGENT, AGENT_INSTANCE, ENVIRONMENT
 from agent_runner.domain.paging import PageRequest
-from agent_runner.errors import NotFoundError
+from agent_runner.domain.references import lookup_of
+from agent_runner.errors import InvalidRequestError, NotFoundError
 from agent_runner.ports.stores import ResourceKey, ResourceStore
 from agent_runner.services._clocks import Clock, NewId
 from agent_runner.services.resources import Page, ResourceService
@@ -34,4 +35,16 @@ class AgentInstanceService(ResourceService[AgentInstance]):
         except NotFoundError:
             raise NotFoundError(AGENT.name, agent_id[:100], "spec.agent_id must name an agent.") from None
         resource.spec.agent_id = agent_id
+        _check_references(resource)
         return {"agent_id": agent_id}
+
+
+def _check_references(instance: AgentInstance) -> None:
+    """Environments may come later than the instance; of another organization they may never be."""
+    for number, reference in enumerate(instance.spec.environment_refs):
+        lookup = lookup_of(reference, ENVIRONMENT)
+        if lookup.org not in (None, instance.metadata.org) and instance.metadata.org:
+            raise InvalidRequestError.of(
+                f"spec.environment_refs[{number}].org",
+                f"must be the instance's own organization, {instance.metadata.org!r}, or left out",
+            )

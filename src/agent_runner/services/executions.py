@@ -24,6 +24,7 @@ from agent_runner.ports.workflows import WorkflowStarter
 from agent_runner.services._clocks import Clock, NewId
 from agent_runner.services.agent_instances import AgentInstanceService
 from agent_runner.services.agents import AgentService
+from agent_runner.services.environments import context_key
 from agent_runner.services.events import EventService
 from agent_runner.services.execution_records import ExecutionRecord, ExecutionRecords, fields_of, key_of
 from agent_runner.services.execution_runs import ExecutionRuns
@@ -157,6 +158,7 @@ class ExecutionService(ResourceService[AgentExecution]):
         if not is_terminal(execution.status.phase):
             await self._workflows.terminate(execution_id, "The execution was deleted.")
         await self._store.delete(key_of(execution_id))
+        await _quietly(self._store.delete(context_key(execution_id)))
         await self._watches.forget(execution_id)
         self._runs.hand_on(execution.spec.session_id)
         return execution

@@ -122,7 +122,8 @@ class SecretFields:
         known = dict(variables_of(before)) if before is not None else {}
         problems: list[Violation] = []
         for path, data in variables_of(resource):
-            for name, variable in data.items():
+            for name in sorted(data):
+                variable = data[name]
                 if not self._keep(variable, known.get(path, {}), name):
                     problems.append(_nothing_to_keep(path, name, variable))
                 elif is_sealed(variable) and variable.value != MASK:
