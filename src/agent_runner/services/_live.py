@@ -208,11 +208,12 @@ class LiveExecutions:
             self._evict()
 
     def _evict(self) -> None:
-        for key, live in list(self._entries.items()):
-            if self._total <= self._most_bytes and len(self._entries) <= self._most_entries:
+        """Drop those used longest ago which nobody uses now."""
+        while self._total > self._most_bytes or len(self._entries) > self._most_entries:
+            unused = next((key for key, live in self._entries.items() if not live.users), None)
+            if unused is None:
                 return
-            if not live.users:
-                self._remove(key)
+            self._remove(unused)
 
     def _remove(self, key: str) -> None:
         self._entries.pop(key, None)
