@@ -41,6 +41,8 @@ _APPEND = "/agent_runner.v1.RunnerService/AppendEvents"
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
 _SERVER_FAULT_PATIENCE = timedelta(minutes=5)
 _CALL = timedelta(seconds=20)
+_SOON = 0.01
+"""Seconds the beginning of a message waits: often the tool call it asks for goes with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,11 +173,14 @@ class NativeSink:
         """Wake the sender now, or set the timer that will."""
         if self._due.is_set() or not self._outbox:
             return
-        wait = self._last_sent + self._settings.interval.total_seconds() - self._loop.time()
-        if self._outbox.urgent or self._outbox.waiting >= self._settings.events or wait <= 0:
+        interval = _SOON if self._outbox.soon else self._settings.interval.total_seconds()
+        due = self._last_sent + interval
+        if self._outbox.urgent or self._outbox.waiting >= self._settings.events or due <= self._loop.time():
             self._due.set()
-        elif self._timer is None:
-            self._timer = self._loop.call_later(wait, self._on_timer)
+        elif self._timer is None or self._timer.when() > due:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(due, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -195,6 +200,9 @@ class NativeSink:
             while True:
                 await self._due.wait()
                 self._due.clear()
+                if self._timer is not None:
+                    self._timer.cancel()
+                    self._timer = None
                 if batch := self._outbox.take():
                     for event in batch:
                         self._fold.apply(event)

@@ -16,7 +16,6 @@ _KEPT_OUTPUT = 64 << 10
 _URGENT = frozenset(
     (
         "phase_changed",
-        "message_started",  # the first words of an answer are what people wait for
         "tool_call_started",
         "tool_call_completed",
         "tool_call_failed",
@@ -64,6 +63,8 @@ class Outbox:
         """Events put since the last batch was taken, joined ones counted each."""
         self.urgent = False
         """Whether something waits that should leave at once."""
+        self.soon = False
+        """Whether the beginning of a message waits: the first words of an answer are what people wait for."""
 
     def __bool__(self) -> bool:
         return bool(self._entries)
@@ -80,6 +81,7 @@ class Outbox:
             return self._put_output(event)
         self._texts.clear()
         self.urgent = self.urgent or kind in _URGENT
+        self.soon = self.soon or kind == "message_started"
         if kind == "message_started" and len(event.message_started.content) > _MOST_TEXT:
             return self._put_long_message(event)
         return self._append(_Entry(event))
@@ -98,7 +100,7 @@ class Outbox:
         # Text must not join an event that has left, or that was measured.
         self._texts.clear()
         if not self._entries:
-            self.waiting, self.urgent = 0, False
+            self.waiting, self.urgent, self.soon = 0, False, False
         return batch
 
     def peek(self) -> Iterator[ExecutionEvent]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import structlog
 from temporalio import activity
 
 from agent_runner.ports.sandboxes import SandboxProvider
 from agent_runner.runner.failures import retry_contract
 from agent_runner.runner.heartbeats import heartbeats
 from agent_runner.runner.payloads import CLEANUP_SANDBOX
+
+log = structlog.get_logger(__name__)
 
 
 class SandboxActivities:
@@ -21,8 +24,12 @@ class SandboxActivities:
         """Remove a sandbox and its files; nothing happens when there is none.
 
         Args:
-            sandbox_id: the sandbox's id (`kind:session`), or its session's.
+            sandbox_id: as in `session.spec.sandbox_id`, or the session's own id.
         """
         async with heartbeats():
             with retry_contract():
-                await self._sandboxes.delete(sandbox_id.rpartition(":")[2])
+                for session_id in await self._sandboxes.sessions():
+                    if sandbox_id in (session_id, f"{self._sandboxes.kind}-{session_id}"):
+                        await self._sandboxes.delete(session_id)
+                        return
+        log.info("no such sandbox here", sandbox_id=sandbox_id)
