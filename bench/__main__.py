@@ -17,6 +17,7 @@ import psutil
 from bench import measures
 from bench.measures import QUICK, Plan, Row
 from bench.product import Processes, one_process
+from bench.skills import skills
 
 OnStack = Callable[[Processes, Path, Plan], Awaitable[list[Row]]]
 
@@ -27,6 +28,7 @@ ON_STACK: dict[str, OnStack] = {
     "history": measures.history,
     "watchers": measures.watchers,
     "throughput": measures.throughput,
+    "skills": skills,
 }
 ALONE: dict[str, Callable[[Path, Plan], Awaitable[list[Row]]]] = {
     "start-up": lambda folder, _: measures.start_up(folder),
