@@ -8,13 +8,14 @@ MODEL ?= script:demo
 MESSAGE ?= Write down what you are asked in notes.md and check the file with a command.
 DEMO_DATA ?= $(CURDIR)/.cache/demo
 TESTS ?= tests
+CHAOS ?= faults
 
 # The certificates of the machine, where it has any, so that a proxy's own are known too.
 UV_CERTS := $(if $(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt),--system-certs)
 UV := $(BIN)/uv $(UV_CERTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format protos docs bench lock clean
+.PHONY: help setup demo test lint format protos docs bench chaos lock clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +59,9 @@ docs: $(READY) ## Write the generated pages of docs/reference.
 
 bench: $(READY) ## Measure against the bare engine and Temporal's no-op (ARGS='--json').
 	@$(BIN)/python -m bench $(ARGS)
+
+chaos: $(READY) ## Break the product on purpose and count what got lost (CHAOS='faults --seed 7 --count 50').
+	@$(BIN)/python -m chaos $(CHAOS)
 
 lock: $(READY) ## Resolve the dependencies anew and pin them by hash.
 	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \

@@ -1,0 +1,163 @@
+"""What must be true after a storm, read from logs, workspaces and what watchers have seen."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from agent_runner.domain.phases import is_terminal, phase_word
+from agent_runner.v1.events_pb2 import ExecutionEvent
+from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
+    EXECUTION_CANCELLED,
+    EXECUTION_COMPLETED,
+    EXECUTION_FAILED,
+)
+from chaos.loads import Watched
+from chaos.scripts import EFFECTS, line_of
+
+UNOWNED = timedelta(seconds=60)
+
+
+@dataclass(slots=True)
+class Findings:
+    """What was counted; `problems` is empty when every promise was kept."""
+
+    phases: Counter[str] = field(default_factory=Counter)
+    events: int = 0
+    attempts: int = 0
+    lost: int = 0
+    duplicated: int = 0
+    effects: int = 0
+    repeated: int = 0
+    missing: int = 0
+    uncertain: int = 0
+    longest_silence: float = 0.0
+    failures: list[str] = field(default_factory=list)
+    """Executions that FAILED, with the reason they state."""
+    problems: list[str] = field(default_factory=list)
+
+
+def moment(event: ExecutionEvent) -> datetime:
+    return datetime.fromisoformat(event.time)
+
+
+def check_log(watched: Watched, log: Sequence[ExecutionEvent], found: Findings) -> None:
+    """Without gaps, the same as was watched, attempts never going back, an end with a reason."""
+    name = watched.execution_id
+    found.problems += [f"{name}: watcher: {problem}" for problem in watched.problems]
+    if [event.seq for event in log] != list(range(1, len(log) + 1)):
+        found.problems.append(f"{name}: the log has gaps")
+    seen = Counter(event.seq for event in watched.events)
+    lost = [event.seq for event in log if not seen[event.seq]]
+    twice = sum(count - 1 for count in seen.values())
+    found.lost, found.duplicated = found.lost + len(lost), found.duplicated + twice
+    if list(watched.events) != list(log):
+        found.problems.append(f"{name}: the watcher saw another log; lost {lost[:5]}, {twice} twice")
+    attempts = [event.attempt for event in log if event.attempt]
+    if attempts != sorted(attempts):
+        found.problems.append(f"{name}: an older attempt wrote after a newer one")
+    found.events += len(log)
+    found.attempts += max(attempts, default=0)
+    _check_end(name, log, found)
+
+
+def _check_end(name: str, log: Sequence[ExecutionEvent], found: Findings) -> None:
+    end = log[-1].phase_changed if log else None
+    if end is None or not is_terminal(end.phase):
+        found.problems.append(f"{name}: has not ended")
+        return
+    found.phases[phase_word(end.phase)] += 1
+    if end.phase == EXECUTION_FAILED:
+        stated = found.failures if end.error else found.problems
+        stated.append(f"{name}: FAILED: {end.error or 'without a reason'}")
+    if end.phase == EXECUTION_COMPLETED and any(_open_calls(log)):
+        found.problems.append(f"{name}: COMPLETED with calls that have not ended")
+    if end.phase == EXECUTION_CANCELLED:
+        found.problems.append(f"{name}: CANCELLED, though nobody asked")
+
+
+def _open_calls(log: Iterable[ExecutionEvent]) -> Iterator[str]:
+    calls: dict[str, bool] = {}
+    for event in log:
+        kind = event.WhichOneof("event")
+        if kind == "tool_call_started":
+            calls[event.tool_call_started.tool_call_id] = True
+        elif kind in ("tool_call_completed", "tool_call_failed"):
+            calls[getattr(event, kind).tool_call_id] = False
+    return (call for call, is_open in calls.items() if is_open)
+
+
+def check_effects(
+    folder: Path, session: Sequence[tuple[str, Sequence[ExecutionEvent]]], found: Findings
+) -> None:
+    """No line twice; a line whose call completed once; no line nobody asked for."""
+    path = folder / EFFECTS
+    lines = Counter(path.read_text().splitlines() if path.exists() else ())
+    found.effects += sum(lines.values())
+    for line, count in lines.items():
+        if count > 1:
+            found.repeated += count - 1
+            found.problems.append(f"done {count} times: {line}")
+    asked: set[str] = set()
+    for name, log in session:
+        for line, completed in _asked(log).items():
+            asked.add(line)
+            if completed and not lines[line]:
+                found.missing += 1
+                found.problems.append(f"{name}: completed, but not done: {line}")
+            found.uncertain += not completed
+    for line in lines.keys() - asked:
+        found.problems.append(f"done, but not in the log: {line}")
+
+
+def _asked(log: Iterable[ExecutionEvent]) -> Mapping[str, bool]:
+    """Lines that calls were to write, and whether the call completed."""
+    lines: dict[str, str] = {}
+    asked: dict[str, bool] = {}
+    for event in log:
+        kind = event.WhichOneof("event")
+        if kind == "tool_call_started":
+            command = event.tool_call_started.args.fields["command"].string_value
+            if line := line_of(command):
+                lines[event.tool_call_started.tool_call_id] = line
+                asked.setdefault(line, False)
+        elif kind == "tool_call_completed" and (call := event.tool_call_completed.tool_call_id) in lines:
+            asked[lines[call]] = True
+    return asked
+
+
+def check_order(session: Sequence[tuple[str, Sequence[ExecutionEvent]]], found: Findings) -> None:
+    """One after the other in the order of creation, and nobody waits long without anybody at work."""
+    ended: datetime | None = None
+    for name, log in session:
+        if not log:
+            continue
+        started = next((moment(e) for e in log if e.WhichOneof("event") == "attempt_started"), None)
+        if started is not None and ended is not None and started < ended:
+            found.problems.append(f"{name}: began before the one before it had ended")
+        begun = max(moment(log[0]), ended) if ended is not None else moment(log[0])
+        # Until its turn comes it waits for the one before.
+        times = [begun, *(moment(event) for event in log if moment(event) > begun)]
+        silence = max((b - a for a, b in zip(times, times[1:], strict=False)), default=timedelta())
+        found.longest_silence = max(found.longest_silence, silence.total_seconds())
+        if silence > UNOWNED:
+            found.problems.append(f"{name}: {silence.total_seconds():.0f} s without anybody at work")
+        ended = moment(log[-1])
+
+
+def recoveries(log: Sequence[ExecutionEvent], kills: Sequence[tuple[datetime, int]]) -> Iterator[float]:
+    """Seconds from the SIGKILL of the worker that ran the execution to the next attempt.
+
+    Args:
+        kills: when which process was killed.
+    """
+    begun = [event for event in log if event.WhichOneof("event") == "attempt_started"]
+    end = moment(log[-1])
+    for held, following in zip(begun, begun[1:], strict=False):
+        pid = int(held.attempt_started.worker.rpartition("/")[2])
+        for when, killed in kills:
+            if killed == pid and moment(held) < when < min(moment(following), end):
+                yield (moment(following) - when).total_seconds()

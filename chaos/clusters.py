@@ -1,0 +1,136 @@
+"""The product under fire: Temporal, a control plane and workers as processes, proxies between them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import psutil
+
+from agent_runner.adapters.temporal.managed import ManagedTemporal
+from agent_runner.client import AgentRunner
+from agent_runner.errors import AgentRunnerError
+from bench.product import Processes
+from chaos.proxies import FaultProxy
+
+_READY = timedelta(seconds=90)
+
+
+class Cluster:
+    """One host: all workers share its data directory, where checkpoints and sandboxes are.
+
+    Every line between two processes goes through a proxy of its own, so that one worker can be cut
+    off while the others work: `server/temporal`, `worker-1/server`, `worker-1/temporal`, …, and
+    `watchers/server`.
+    """
+
+    def __init__(self, folder: Path, *, workers: int, concurrency: int = 20, heartbeat: float = 5.0) -> None:
+        self.processes = Processes(folder)
+        self.temporal = ManagedTemporal(folder / "temporal")
+        self.proxies: dict[str, FaultProxy] = {}
+        self.workers = [f"worker-{number}" for number in range(1, workers + 1)]
+        self._concurrency = concurrency
+        self._heartbeat = heartbeat
+
+    @property
+    def address(self) -> str:
+        """The control plane's own, without a proxy."""
+        return self.processes.address
+
+    @property
+    def data(self) -> Path:
+        return self.processes.data
+
+    async def start(self) -> None:
+        await self.temporal.start()
+        self.processes.address, self.processes.temporal = _free_address(), self.temporal.address
+        lines = [("server/temporal", self.temporal.address), ("watchers/server", self.address)]
+        for worker in self.workers:
+            lines += [(f"{worker}/server", self.address), (f"{worker}/temporal", self.temporal.address)]
+        for name, target in lines:
+            self.proxies[name] = FaultProxy(target)
+            await self.proxies[name].start()
+        self.run("server")
+        await self.serves()
+        for worker in self.workers:
+            self.run(worker)
+
+    async def stop(self) -> None:
+        for proxy in self.proxies.values():
+            proxy.mend()
+        for child in self.processes.children.values():
+            with contextlib.suppress(ProcessLookupError):
+                child.send_signal(signal.SIGCONT)
+        await asyncio.to_thread(self.processes.stop)
+        for proxy in self.proxies.values():
+            await proxy.stop()
+        await self.temporal.stop()
+
+    def run(self, name: str) -> None:
+        """Start the server or a worker, after `kill` again."""
+        environment = {
+            "TEMPORAL_ADDRESS": self.proxies[f"{name}/temporal"].address,
+            "AGENT_RUNNER_HEARTBEAT_TIMEOUT_SECONDS": str(self._heartbeat),
+        }
+        if name == "server":
+            self.processes.spawn(name, "server", "--listen", self.address, **environment)
+        else:
+            server = self.proxies[f"{name}/server"].address
+            options = ("--address", server, "--concurrency", str(self._concurrency))
+            self.processes.spawn(name, "worker", *options, **environment)
+
+    def pid(self, name: str) -> int:
+        pid = self.temporal.pid if name == "temporal" else self.processes.children[name].pid
+        return pid or 0
+
+    async def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """Signal a process and wait until it is gone. Temporal comes back by itself."""
+        if name == "temporal":
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid(name), number)
+            return
+        child = self.processes.children[name]
+        with contextlib.suppress(ProcessLookupError):
+            child.send_signal(number)
+        await asyncio.to_thread(child.wait)
+
+    async def serves(self) -> None:
+        """Return when the control plane answers.
+
+        Raises:
+            TimeoutError: it does not.
+        """
+        async with asyncio.timeout(_READY.total_seconds()), AgentRunner(self.address, org="local") as runner:
+            while True:
+                try:
+                    await runner.server_info()
+                    return
+                except AgentRunnerError:
+                    await asyncio.sleep(0.1)
+
+    def memory_mib(self, name: str) -> float:
+        return float(psutil.Process(self.pid(name)).memory_info().rss / 2**20)
+
+
+@contextlib.asynccontextmanager
+async def cluster(
+    folder: Path, *, workers: int, concurrency: int = 20, heartbeat: float = 5.0
+) -> AsyncIterator[Cluster]:
+    made = Cluster(folder, workers=workers, concurrency=concurrency, heartbeat=heartbeat)
+    try:
+        await made.start()
+        yield made
+    finally:
+        await made.stop()
+
+
+def _free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"

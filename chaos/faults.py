@@ -1,0 +1,252 @@
+"""The storm: faults drawn from a seed, while executions run and watchers are thrown off."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from agent_runner.client import AgentRunner
+from agent_runner.v1.events_pb2 import ExecutionEvent
+from chaos.checks import Findings, check_effects, check_log, check_order, recoveries
+from chaos.clusters import Cluster, cluster
+from chaos.loads import Load, Watched
+from chaos.reports import quantiles, say
+from chaos.scripts import MOST_ROUNDS, busy_script
+
+_ENDING = timedelta(minutes=5)
+"""For all that was begun to end, once everything is well again."""
+_KINDS = {
+    "kill worker": 5,
+    "stop worker": 2,
+    "freeze worker": 2,
+    "kill server": 3,
+    "kill temporal": 2,
+    "cut": 4,
+    "hold": 2,
+    "delay": 3,
+    "break": 5,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How hard it blows.
+
+    Attributes:
+        faults: in all; each begins `gap` seconds on average after the one before.
+        sessions: that are busy at a time, each with up to 3 messages in its queue.
+        reconnects: watchers go on until there were so many.
+    """
+
+    seed: int
+    faults: int = 200
+    gap: float = 2.0
+    sessions: int = 6
+    workers: int = 2
+    reconnects: int = 1000
+    delay_ms: float = 20.0
+    only: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault: what, to whom, for how long."""
+
+    kind: str
+    target: str
+    pause: float
+    seconds: float
+    size: int
+
+
+def draw(plan: Plan, cluster: Cluster) -> Sequence[Fault]:
+    """The faults of a seed."""
+    rng = random.Random(plan.seed)
+    kinds = [plan.only] if plan.only else list(_KINDS)
+    faults = []
+    for _ in range(plan.faults):
+        kind = rng.choices(kinds, [_KINDS[kind] for kind in kinds])[0]
+        target = _target(rng, kind, cluster)
+        # Long enough, now and then, for Temporal to take a worker for dead.
+        seconds = rng.uniform(5.5, 9) if rng.random() < 0.25 else rng.uniform(0.1, 3)
+        faults.append(Fault(kind, target, rng.uniform(0.2, 2 * plan.gap), seconds, rng.randint(0, 20_000)))
+    return faults
+
+
+def _target(rng: random.Random, kind: str, cluster: Cluster) -> str:
+    if kind in ("kill server", "kill temporal"):
+        return kind.partition(" ")[2]
+    if kind.endswith("worker"):
+        return rng.choice(cluster.workers)
+    return rng.choice(sorted(cluster.proxies))
+
+
+@dataclass(slots=True)
+class Storm:
+    """Makes faults happen, several at a time but one per target, and mends what it broke."""
+
+    cluster: Cluster
+    happened: Counter[str] = field(default_factory=Counter)
+    kills: list[tuple[datetime, int]] = field(default_factory=list)
+    """When which worker process was killed."""
+    _busy: dict[str, asyncio.Lock] = field(default_factory=dict)
+
+    async def blow(self, faults: Sequence[Fault]) -> None:
+        async with asyncio.TaskGroup() as group:
+            for fault in faults:
+                await asyncio.sleep(fault.pause)
+                lock = self._busy.setdefault(fault.target, asyncio.Lock())
+                async with lock:  # the one before has been mended
+                    pass
+                group.create_task(self._strike(fault, lock))
+
+    async def _strike(self, fault: Fault, lock: asyncio.Lock) -> None:
+        async with lock:
+            self.happened[fault.kind] += 1
+            say(f"{fault.kind} {fault.target} {fault.seconds:.1f} s")
+            if fault.target in self.cluster.proxies:
+                await self._disturb(fault)
+            elif fault.kind == "freeze worker":
+                await self._freeze(fault)
+            else:
+                await self._end(fault)
+
+    async def _disturb(self, fault: Fault) -> None:
+        proxy = self.cluster.proxies[fault.target]
+        if fault.kind == "cut":
+            proxy.cut()
+        elif fault.kind == "hold":
+            proxy.hold()
+        elif fault.kind == "delay":
+            proxy.delay(min(fault.seconds / 10, 0.5))
+        else:
+            proxy.break_after(fault.size)
+        await asyncio.sleep(fault.seconds)
+        proxy.mend()
+
+    async def _freeze(self, fault: Fault) -> None:
+        child = self.cluster.processes.children[fault.target]
+        child.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(fault.seconds)
+        child.send_signal(signal.SIGCONT)
+
+    async def _end(self, fault: Fault) -> None:
+        pid = self.cluster.pid(fault.target)
+        number = signal.SIGTERM if fault.kind == "stop worker" else signal.SIGKILL
+        if fault.kind == "kill worker":
+            self.kills.append((datetime.now(UTC), pid))
+        await self.cluster.kill(fault.target, number)
+        if fault.target != "temporal":
+            await asyncio.sleep(min(fault.seconds, 3))
+            self.cluster.run(fault.target)
+
+
+async def storm(folder: Path, plan: Plan) -> Findings:
+    """Blow, wait until all has ended, check, print."""
+    began = time.monotonic()
+    async with cluster(folder, workers=plan.workers) as made:
+        rng = random.Random(plan.seed + 1)
+        name = f"{plan.seed:x}-{int(time.time()):x}"
+        load = Load(made.address, made.proxies["watchers/server"].address, name, rng)
+        blowing = Storm(made)
+        over = asyncio.Event()
+        async with AgentRunner(made.address, org="local") as runner:
+            agent = await load.make_agent(runner, busy_script(folder, delay_ms=plan.delay_ms))
+            async with asyncio.TaskGroup() as group:
+                for number in range(plan.sessions):
+                    group.create_task(_keep_busy(load, runner, agent, plan, over, number))
+                await asyncio.sleep(3)
+                await blowing.blow(draw(plan, made))
+                say(f"the storm is over after {time.monotonic() - began:.0f} s; waiting for all to end")
+                over.set()
+                group.create_task(_not_for_ever(load))
+        # What is told now is told from disk.
+        await made.kill("server")
+        made.run("server")
+        await made.serves()
+        found, logs = await check(made, load)
+    seconds = [s for log in logs.values() if log for s in recoveries(log, blowing.kills)]
+    _print(load, blowing, found, seconds, time.monotonic() - began)
+    return found
+
+
+async def _keep_busy(
+    load: Load, runner: AgentRunner, agent: str, plan: Plan, over: asyncio.Event, place: int
+) -> None:
+    """One session after the other, each with a few messages queued, until the storm is over."""
+    rng = random.Random(plan.seed * 1000 + place)
+    number = place * 100_000
+    while not over.is_set() or (place == 0 and load.reconnects < plan.reconnects):
+        session_id = ""
+        async with asyncio.TaskGroup() as watchers:
+            for _ in range(rng.randint(1, 3)):
+                number += 1
+                message = f"m{number} rounds={rng.randint(1, MOST_ROUNDS)}" + rng.choice(("", " agents"))
+                made = await load.create(
+                    runner,
+                    number,
+                    message,
+                    agent_id="" if session_id else agent,
+                    session_id=session_id,
+                )
+                session_id = made.session_id
+                watchers.create_task(load.follow(made, most=12))
+
+
+async def _not_for_ever(load: Load) -> None:
+    """Raises TimeoutError, naming them, when executions do not end."""
+    end = time.monotonic() + _ENDING.total_seconds()
+    while waiting := [w for w in load.watched if not w.ended]:
+        if time.monotonic() > end:
+            names = ", ".join(f"{w.execution_id} (at {len(w.events)})" for w in waiting)
+            raise TimeoutError(f"have not ended {_ENDING} after the storm: {names}")
+        await asyncio.sleep(0.5)
+
+
+async def check(made: Cluster, load: Load) -> tuple[Findings, dict[str, Sequence[ExecutionEvent]]]:
+    """Compare logs, workspaces and what watchers collected."""
+    found, logs = Findings(), {}
+    async with _reader(made) as runner:
+        for watched in load.watched:
+            logs[watched.execution_id] = await _log(runner, watched)
+            check_log(watched, logs[watched.execution_id], found)
+    for session_id, members in load.sessions.items():
+        session = [(member.execution_id, logs[member.execution_id]) for member in members]
+        check_order(session, found)
+        check_effects(made.data / "sandboxes" / "sessions" / session_id / "workspace", session, found)
+    return found, logs
+
+
+@asynccontextmanager
+async def _reader(made: Cluster) -> AsyncIterator[AgentRunner]:
+    async with AgentRunner(made.address, org="local") as runner:
+        yield runner
+
+
+async def _log(runner: AgentRunner, watched: Watched) -> Sequence[ExecutionEvent]:
+    async with asyncio.timeout(60):
+        return [event async for event in runner.executions.watch(watched.execution_id)]
+
+
+def _print(load: Load, blowing: Storm, found: Findings, seconds: Sequence[float], elapsed: float) -> None:
+    faults = sum(blowing.happened.values())
+    say(f"{faults} faults in {elapsed:.0f} s: {dict(blowing.happened)}")
+    say(f"{len(load.watched)} executions in {len(load.sessions)} sessions: {dict(found.phases)}")
+    say(f"{found.events} events, {found.attempts} attempts, {found.attempts - len(load.watched)} resumes")
+    say(f"{load.reconnects} reconnects of watchers: {found.lost} lost, {found.duplicated} duplicated")
+    say(
+        f"{found.effects} side effects: {found.repeated} repeated, {found.missing} missing, "
+        f"{found.uncertain} calls reported as interrupted"
+    )
+    say(f"longest silence of an execution whose turn it was: {found.longest_silence:.1f} s")
+    say(f"worker killed -> next attempt, other faults around: {quantiles(seconds)}")
+    for line in (*found.failures, *found.problems):
+        say(f"  {line}")

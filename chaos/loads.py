@@ -1,0 +1,143 @@
+"""Executions that are created whatever happens, and watchers that are thrown off all the time."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+from agent_runner.client import AgentRunner
+from agent_runner.domain.phases import is_terminal
+from agent_runner.errors import AgentRunnerError, AlreadyExistsError
+from agent_runner.v1.events_pb2 import ExecutionEvent
+from ai.stigmer.agentic.agent.v1.api_pb2 import Agent
+from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
+from ai.stigmer.commons.apiresource.enum_pb2 import ApiResourceOwnerScope
+
+_CREATE = "/ai.stigmer.agentic.agentexecution.v1.AgentExecutionCommandController/create"
+_AWAY = timedelta(minutes=10)
+
+
+@dataclass(slots=True)
+class Watched:
+    """One execution and what its watcher has collected."""
+
+    execution_id: str
+    session_id: str
+    events: list[ExecutionEvent] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    ended: bool = False
+
+    def take(self, event: ExecutionEvent) -> None:
+        if event.seq != len(self.events) + 1:
+            self.problems.append(f"seq {event.seq} came after {len(self.events)}")
+        self.events.append(event)
+        if is_terminal(event.phase_changed.phase):
+            self.ended = True
+
+
+class Load:
+    """Makes executions and keeps what was seen of them.
+
+    Args:
+        address: of the control plane, for creating.
+        watched_at: where watchers connect: a proxy.
+        name: part of all ids; new for each load.
+    """
+
+    def __init__(self, address: str, watched_at: str, name: str, rng: random.Random) -> None:
+        self._address = address
+        self._watched_at = watched_at
+        self._name = name
+        self._rng = rng
+        self.reconnects = 0
+        self.watched: list[Watched] = []
+        self.sessions: dict[str, list[Watched]] = {}
+        """In the order of creation."""
+
+    async def make_agent(self, runner: AgentRunner, script: Path) -> str:
+        """An agent that follows the script; returns its id."""
+        agent = Agent(api_version="agentic.stigmer.ai/v1", kind="Agent")
+        agent.metadata.name = f"chaos {self._name} {script.stem}"
+        agent.metadata.org, agent.metadata.owner_scope = "local", ApiResourceOwnerScope.organization
+        agent.spec.instructions = "Do what the script says."
+        agent.spec.options.model.model_name = f"script:{script}"
+        return str((await runner.resources.apply(agent)).metadata.id)
+
+    async def create(
+        self, runner: AgentRunner, number: int, message: str, *, agent_id: str = "", session_id: str = ""
+    ) -> Watched:
+        """Create until it is certain that it is there, once.
+
+        The id is chosen here, so that a create whose answer was lost is not made twice.
+        """
+        execution = AgentExecution(api_version="agentic.stigmer.ai/v1", kind="AgentExecution")
+        execution.metadata.id = f"aex-{self._name}-{number:06d}"
+        execution.metadata.name = execution.metadata.id
+        execution.metadata.org = "local"
+        execution.spec.message = message
+        execution.spec.agent_id, execution.spec.session_id = agent_id, session_id
+        made = await self._insist(runner, execution)
+        watched = Watched(made.metadata.id, made.spec.session_id)
+        self.watched.append(watched)
+        self.sessions.setdefault(watched.session_id, []).append(watched)
+        return watched
+
+    async def _insist(self, runner: AgentRunner, execution: AgentExecution) -> AgentExecution:
+        async with asyncio.timeout(_AWAY.total_seconds()):
+            while True:
+                try:
+                    return await runner._channel.unary(_CREATE, execution, AgentExecution)
+                except AlreadyExistsError:
+                    return await self._read(runner, execution.metadata.id)
+                except AgentRunnerError as error:
+                    if not _passing(error):
+                        raise
+                await asyncio.sleep(0.2)
+
+    async def _read(self, runner: AgentRunner, execution_id: str) -> AgentExecution:
+        while True:
+            try:
+                return await runner.executions.get(execution_id)
+            except AgentRunnerError as error:
+                if not _passing(error):
+                    raise
+            await asyncio.sleep(0.2)
+
+    async def follow(self, watched: Watched, *, most: int) -> None:
+        """Collect all events, breaking off after at most `most` of them and coming back.
+
+        Every few times the whole connection is thrown away.
+        """
+        while not watched.ended:
+            async with AgentRunner(self._watched_at, org="local") as runner:
+                for _ in range(self._rng.randint(1, 4)):
+                    await self._look(runner, watched, self._rng.randint(1, most))
+                    if watched.ended:
+                        return
+                    self.reconnects += 1
+
+    async def _look(self, runner: AgentRunner, watched: Watched, count: int) -> None:
+        seen = runner.executions.watch(
+            watched.execution_id,
+            after_seq=len(watched.events),
+            patience=_AWAY,
+            on_reconnect=self._count,
+        )
+        async with aclosing(seen):  # type: ignore[type-var]
+            async for event in seen:
+                watched.take(event)
+                count -= 1
+                if not count:
+                    return
+
+    def _count(self, reason: Exception | None) -> None:
+        self.reconnects += reason is not None
+
+
+def _passing(error: AgentRunnerError) -> bool:
+    """Whether the call may be made again: the server is away, or the connection broke in the middle."""
+    return error.retryable or type(error).__name__ == "RemoteError"
