@@ -100,6 +100,7 @@ class ControlPlane:
             await asyncio.wait([self._reconciler])
         if self._server is not None:
             await self._health.enter_graceful_shutdown()
+            self._services.watches.close()
             await self._server.stop(seconds)
             self._server = None
         await self._services.aclose()

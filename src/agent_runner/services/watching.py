@@ -46,6 +46,8 @@ class WatchService:
         self._turns = turns
         self._subscribed: dict[str, set[Live]] = {}
         """Executions somebody subscribes to, by session."""
+        self._watched: set[Live] = set()
+        self._closing = False
 
     async def execution(self, execution_id: str) -> AgentExecution:
         """An execution with its status.
@@ -90,8 +92,7 @@ class WatchService:
             sent = after_seq
             while True:
                 changed = live.changed
-                if live.deleted:
-                    raise NotFoundError(AGENT_EXECUTION.name, live.execution_id)
+                self._check(live)
                 if live.seq > sent:
                     tail = live.tail.after(sent)
                     for batch in [tail] if tail is not None else await self._from_log(live, sent):
@@ -119,8 +120,7 @@ class WatchService:
                 seen, sent = live.seq, b""
                 while True:
                     changed = live.changed
-                    if live.deleted:
-                        raise NotFoundError(AGENT_EXECUTION.name, live.execution_id)
+                    self._check(live)
                     for seq, milestone in [m for m in live.milestones if m[0] > seen]:
                         yield milestone
                         seen, sent = seq, milestone
@@ -158,6 +158,18 @@ class WatchService:
             if live.phase == EXECUTION_PENDING:
                 live.announce()
 
+    def close(self) -> None:
+        """Send those who watch away, to watch again elsewhere or later."""
+        self._closing = True
+        for live in self._watched:
+            live.announce()
+
+    def _check(self, live: Live) -> None:
+        if live.deleted:
+            raise NotFoundError(AGENT_EXECUTION.name, live.execution_id)
+        if self._closing:
+            raise UnavailableError("The server is stopping. Watch again, from the last seq on.")
+
     async def _place_in_queue(self, live: Live) -> None:
         assert live.record is not None
         waits = live.phase == EXECUTION_PENDING and not live.started
@@ -188,6 +200,7 @@ class WatchService:
     async def _listening(self, live: Live) -> AsyncIterator[None]:
         """Hear of appends by other processes for as long as anybody watches."""
         live.watchers += 1
+        self._watched.add(live)
         if live.listener is None:
             live.listener = asyncio.create_task(self._listen(live), name=f"listen {live.execution_id}")
         try:
@@ -197,6 +210,7 @@ class WatchService:
             if not live.watchers and live.listener is not None:
                 live.listener.cancel()
                 live.listener = None
+                self._watched.discard(live)
 
     async def _listen(self, live: Live) -> None:
         while True:
