@@ -151,23 +151,13 @@ def _run_here(where: Connection, request: Request) -> int:
 
         async def work(client: AgentRunner) -> int:
             code = await _run(client, request)
-            if stack.temporary and await _any_runs(client):
+            if stack.temporary and await client.executions.any_unfinished():
+                # This one, detached from, or another command's.
                 stack.keep()
                 note("The stack stays up for what still runs. Stop it with: agent-runner down")
             return code
 
         return online(work, replace(where, address=stack.state.address))
-
-
-async def _any_runs(client: AgentRunner) -> bool:
-    """Whether an execution still needs the stack: this one, detached from, or another command's."""
-    from agent_runner.client.executions import TERMINAL_PHASES
-    from agent_runner.client.kinds import EXECUTION
-
-    async for execution in client.resources.list(EXECUTION, org="", limit=50):
-        if execution.status.phase not in TERMINAL_PHASES:  # type: ignore[attr-defined]
-            return True
-    return False
 
 
 async def _run(client: AgentRunner, request: Request) -> int:

@@ -27,8 +27,14 @@ from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
     EXECUTION_CANCELLED,
     EXECUTION_COMPLETED,
     EXECUTION_FAILED,
+    EXECUTION_IN_PROGRESS,
+    EXECUTION_PENDING,
 )
-from ai.stigmer.agentic.agentexecution.v1.io_pb2 import AgentExecutionId
+from ai.stigmer.agentic.agentexecution.v1.io_pb2 import (
+    AgentExecutionId,
+    AgentExecutionList,
+    ListAgentExecutionsRequest,
+)
 
 TERMINAL_PHASES = frozenset({EXECUTION_COMPLETED, EXECUTION_FAILED, EXECUTION_CANCELLED})
 HEARTBEAT = timedelta(seconds=15)
@@ -119,6 +125,15 @@ class Executions:
         request = CancelExecutionRequest(execution_id=canonical_id(execution_id), reason=reason)
         answer = await self._channel.unary(f"{_OURS}/CancelExecution", request, CancelExecutionResponse)
         return answer.execution
+
+    async def any_unfinished(self) -> bool:
+        """Whether an execution of any organization waits or runs."""
+        for phase in (EXECUTION_IN_PROGRESS, EXECUTION_PENDING):
+            request = ListAgentExecutionsRequest(phase=phase, page_size=1)
+            found = await self._channel.unary(f"{_QUERY}/list", request, AgentExecutionList)
+            if found.entries:
+                return True
+        return False
 
     async def watch(
         self,

@@ -11,7 +11,7 @@ import grpc.aio
 
 from agent_runner.client.channels import Channel
 from agent_runner.client.errors import DeadlineError, UnsupportedError, from_rpc
-from agent_runner.client.kinds import ORGANIZATION
+from agent_runner.client.kinds import ORGANIZATION, SKILL, canonical_id
 
 if TYPE_CHECKING:
     from agent_runner.v1.skill_service_pb2 import PushSkillResponse, SkillVersion
@@ -72,18 +72,23 @@ class Skills:
         return await self._channel.upload(method, requests(), PushSkillResponse, timeout=_PUSH_DEADLINE)
 
     async def get(self, skill: str, version: str = "", *, org: str | None = None) -> Skill:
-        """The version that is meant: none or `latest`, a tag, or a hash.
+        """The version that is meant: none or `latest`, a tag, or a hash; the skill by slug or id.
 
         Raises:
             NotFoundError: there is none.
         """
         from ai.stigmer.agentic.skill.v1.api_pb2 import Skill
+        from ai.stigmer.agentic.skill.v1.io_pb2 import SkillId
         from ai.stigmer.commons.apiresource.apiresourcekind.api_resource_kind_pb2 import ApiResourceKind
         from ai.stigmer.commons.apiresource.io_pb2 import ApiResourceReference
 
-        reference = ApiResourceReference(
-            org=self.org if org is None else org, kind=ApiResourceKind.skill, slug=skill, version=version
-        )
+        org = self.org if org is None else org
+        if SKILL.is_id(skill):
+            found = await self._channel.unary(f"{_QUERIES}/get", SkillId(value=canonical_id(skill)), Skill)
+            if version in ("", "latest"):
+                return found
+            skill, org = found.metadata.slug, found.metadata.org
+        reference = ApiResourceReference(org=org, kind=ApiResourceKind.skill, slug=skill, version=version)
         return await self._channel.unary(f"{_QUERIES}/getByReference", reference, Skill)
 
     async def versions(self, skill: str, *, org: str | None = None, limit: int = 0) -> list[SkillVersion]:
