@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from agent_runner.adapters.skills.cache import SkillCache
 from agent_runner.adapters.skills.grpc import GrpcSkillReader
 from agent_runner.adapters.store.memory import MemoryEventLog, MemoryResourceStore
 from agent_runner.client.channels import Channel
+from agent_runner.controlplane import skills as skill_controller
 from agent_runner.controlplane.server import ControlPlane
 from agent_runner.errors import UnavailableError
 from agent_runner.services.container import build_services
@@ -253,6 +255,39 @@ async def test_a_hostile_archive_is_refused_over_the_wire_with_its_entry(stack: 
         build, _ = HOSTILE[name]
         code, details = await code_of(stack.push("pdf", build()))
         assert (code, details[:10]) == ("INVALID_ARGUMENT", "artifact: "), name
+
+
+async def test_a_server_with_a_key_takes_no_push_without_it(tmp_path: Path) -> None:
+    services = build_services(
+        MemoryResourceStore(),
+        MemoryEventLog(),
+        MemoryAnnouncer(),
+        MemoryWorkflows(),
+        ObjectArtifactStore.from_url("memory:///"),
+    )
+    server = ControlPlane(services, address="127.0.0.1:0", api_key="right", version="0")
+    address = f"127.0.0.1:{await server.start()}"
+    async with grpc.aio.insecure_channel(address) as raw:
+        for metadata, code in (((), "UNAUTHENTICATED"), ((("authorization", "Bearer right"),), "")):
+            call = SkillServiceStub(raw).PushSkill(iter(parts(archive("pdf"))), metadata=metadata)
+            if code:
+                assert (await code_of(call))[0] == code
+            else:
+                assert (await call).new_version
+    await server.stop(0)
+
+
+async def test_a_push_that_pauses_is_ended(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(skill_controller, "_LONGEST_PAUSE", timedelta(milliseconds=50))
+    never = asyncio.Event()
+
+    async def paused() -> AsyncIterator[ours.PushSkillRequest]:
+        for part in parts(archive("pdf"), 100)[:3]:
+            yield part
+        await never.wait()
+
+    assert (await code_of(stack.ours.PushSkill(paused())))[0] == "UNAVAILABLE"
+    assert not [path for path in stack.folder.iterdir() if path.name.startswith("skill-")]
 
 
 async def test_artifacts_are_read_whole_and_in_pieces(stack: Stack) -> None:

@@ -268,7 +268,7 @@ def pull_command(skill: str, directory: Path | None, as_zip: bool, no_progress: 
 
         found = online(work)
         _unpack(file, found.status.version_hash, target, as_zip)
-    write(f"skill/{slug} {found.status.version_hash[:12]} pulled to {target}")
+    write(f"skill/{found.metadata.slug} {found.status.version_hash[:12]} pulled to {target}")
     return _errors.OK
 
 

@@ -105,7 +105,10 @@ def test_a_folder_is_pushed_listed_shown_and_pulled(skills: Command, tmp_path: P
     assert row.split()[:3] == ["pdf-tools", hash[:12], "v1"]
     assert row.endswith("Reads PDFs.")
     assert "# PDF 1" in skills("show", "pdf-tools:v1").out
-    assert json.loads(skills("show", "pdf-tools", "-o", "json").out)["status"]["versionHash"] == hash
+    shown = json.loads(skills("show", "pdf-tools", "-o", "json").out)
+    assert shown["status"]["versionHash"] == hash
+    for by_id in (shown["metadata"]["id"], f"{shown['metadata']['id']}:v1"):
+        assert "# PDF 1" in skills("show", by_id).out
 
     pulled = skills("pull", f"pdf-tools:{hash}", str(tmp_path / "copy"))
     assert pulled.code == 0, pulled.err
