@@ -589,6 +589,58 @@ turns:
     assert all(c.status == TOOL_CALL_COMPLETED for c in status.tool_calls)
 
 
+async def test_a_resumed_turn_tells_its_todos_and_not_those_of_earlier_turns(bench: Bench) -> None:
+    script = """
+turns:
+  - steps:
+      - calls: [{name: write_todos, args: {todos: [{content: old, status: completed}]}}]
+      - "one"
+  - steps:
+      - calls: [{name: ls, args: {path: /workspace}}]
+      - "two"
+  - steps:
+      - calls: [{name: write_todos, args: {todos: [{content: new, status: pending}]}}]
+      - "three"
+"""
+    await bench.run(script)
+    for todos in ([], ["new"]):
+        turn, journal = bench.turn(), Journal()
+        await crashed(
+            bench, script, turn, journal, lambda log=journal: log.kinds().count("message_started") == 2
+        )
+        again = Journal(calls=journal.calls)
+        await resumed(bench, script, turn, again)
+        assert [t.content for t in again.status.todos.values()] == todos
+
+
+async def test_parallel_sub_agents_resume_each_where_it_was(bench: Bench) -> None:
+    bench.sub_agents = [HELPER]
+    script = """
+turns:
+  - when: {system: HELPER, message: quick}
+    steps: [{calls: [{name: execute, args: {command: "echo quick >> /workspace/log"}}]}, "quick done"]
+  - when: {system: HELPER}
+    steps:
+      - calls: [{name: execute, args: {command: "echo slow >> /workspace/log"}}]
+      - {text: "slow is at it", first_token_ms: 300}
+      - "slow done"
+  - steps:
+      - calls:
+          - {name: task, args: {description: quick, subagent_type: helper}}
+          - {name: task, args: {description: slow, subagent_type: helper}}
+      - "all done"
+"""
+    turn, journal = bench.turn(), Journal()
+    await crashed(bench, script, turn, journal, lambda: "at it" in str(journal.events[-1]))
+    assert sum(call.finished for call in journal.calls.values()) == 3
+    await resumed(bench, script, turn, journal)
+    assert sorted((await content(bench, "/workspace/log")).split()) == ["quick", "slow"]
+    status = journal.status
+    assert sorted(s.output for s in status.sub_agent_executions) == ["quick done", "slow is at it"]
+    assert {s.status for s in status.sub_agent_executions} == {SUB_AGENT_COMPLETED}
+    assert status.messages[-1].content == "all done"
+
+
 async def test_draining_stops_at_a_checkpoint_and_another_goes_on(bench: Bench) -> None:
     turn, journal = bench.turn(), Journal()
     async with bench.session(WORK, journal) as session:

@@ -12,6 +12,8 @@ from agent_runner.v1.events_pb2 import (
     ExecutionEvent,
     MessageCompleted,
     MessageStarted,
+    SubAgentCompleted,
+    SubAgentStarted,
     TodosChanged,
     ToolCallCompleted,
     ToolCallFailed,
@@ -125,6 +127,25 @@ def completed_call(call_id: str, result: str, sub_agent_id: str) -> ExecutionEve
 def failed_call(call_id: str, error: str, sub_agent_id: str, *, interrupted: bool = False) -> ExecutionEvent:
     failed = ToolCallFailed(tool_call_id=call_id, error=shortened(error), interrupted=interrupted)
     return ExecutionEvent(sub_agent_id=sub_agent_id, tool_call_failed=failed)
+
+
+def started_sub_agent(call: Mapping[str, Any]) -> ExecutionEvent:
+    """From the `task` call that makes it, whose id is its id."""
+    started = SubAgentStarted(
+        id=call["id"],
+        name=str(call["args"].get("subagent_type", "")),
+        input=str(call["args"].get("description", "")),
+        tool_call_id=call["id"],
+    )
+    return ExecutionEvent(sub_agent_started=started)
+
+
+def completed_sub_agent(sub_agent_id: str, result: Any, error: object = None) -> ExecutionEvent:
+    """From the result of the `task` call, a tool's message, or None where it has none."""
+    text = shortened(result_of(result.content)) if result is not None else ""
+    failed = str(error) if error else text if getattr(result, "status", "") == "error" else ""
+    completed = SubAgentCompleted(id=sub_agent_id, output="" if failed else text, error=failed)
+    return ExecutionEvent(sub_agent_completed=completed)
 
 
 def usage_from(metadata: Mapping[str, Any] | None) -> Usage:

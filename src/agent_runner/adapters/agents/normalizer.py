@@ -21,10 +21,10 @@ from agent_runner.adapters.agents.answers import ArgumentWatch
 from agent_runner.adapters.agents.events import (
     changed_todos,
     completed_message,
+    completed_sub_agent,
     message_id,
-    result_of,
-    shortened,
     started_message,
+    started_sub_agent,
     text_of,
     usage_from,
 )
@@ -32,8 +32,6 @@ from agent_runner.adapters.agents.signals import ToolOutput, Warned
 from agent_runner.v1.events_pb2 import (
     ExecutionEvent,
     MessageDelta,
-    SubAgentCompleted,
-    SubAgentStarted,
     ToolCallOutput,
     UsageReported,
     WarningRaised,
@@ -43,6 +41,7 @@ from agent_runner.v1.status_pb2 import Usage
 MODEL_NODE = "model"
 TOOLS_NODE = "tools"
 SUB_AGENT_TOOL = "task"
+TODO_TOOL = "write_todos"
 
 Namespace = tuple[str, ...]
 
@@ -63,6 +62,8 @@ class Normalizer:
         sub_agents: names of the sub-agents there are; `task` calls for others make none.
         cost: US dollars of a model call.
         arguments: is shown the pieces of tool calls.
+        done: tool calls whose results an interrupted step has already. The engine tells of their tasks
+            again when it goes on, as beginning, and never as ended.
     """
 
     def __init__(
@@ -70,7 +71,9 @@ class Normalizer:
         sub_agents: Collection[str],
         cost: Callable[[Usage], float] = lambda _: 0.0,
         arguments: ArgumentWatch | None = None,
+        done: Collection[str] = (),
     ) -> None:
+        self._done = frozenset(done)
         self._names = frozenset(sub_agents)
         self._cost = cost
         self._arguments = arguments or ArgumentWatch()
@@ -129,28 +132,22 @@ class Normalizer:
         if call is None or call["name"] != SUB_AGENT_TOOL:
             return
         name = str(call["args"].get("subagent_type", ""))
-        if name not in self._names:
+        if name not in self._names or call["id"] in self._done:
             return
         self._sub_agents[task["id"]] = call["id"]
-        yield ExecutionEvent(
-            sub_agent_started=SubAgentStarted(
-                id=call["id"],
-                name=name,
-                input=str(call["args"].get("description", "")),
-                tool_call_id=call["id"],
-            )
-        )
+        yield started_sub_agent(call)
 
     def _task_ended(self, namespace: Namespace, task: Mapping[str, Any]) -> Iterator[ExecutionEvent]:
         result = task["result"] if isinstance(task["result"], Mapping) else {}
         if task["name"] == MODEL_NODE:
             yield from self._answered(namespace, task["id"], written_messages(result))
         elif task["name"] == TOOLS_NODE:
-            for todos in _writes(result, "todos")[-1:] if not namespace else ():
+            for todos in written(result, "todos")[-1:] if not namespace else ():
                 yield changed_todos(todos)
             sub_agent = self._sub_agents.get(task["id"])
             if sub_agent is not None:
-                yield _sub_agent_completed(sub_agent, written_messages(result), task.get("error"))
+                messages = written_messages(result)
+                yield completed_sub_agent(sub_agent, messages[-1] if messages else None, task.get("error"))
 
     def _answered(self, namespace: Namespace, task_id: str, messages: list[Any]) -> Iterator[ExecutionEvent]:
         place = "|".join((*namespace, f"{MODEL_NODE}:{task_id}"))
@@ -194,11 +191,11 @@ def _tool_call(task: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 def written_messages(result: Mapping[str, Any]) -> list[Any]:
     """The messages in a task's result; other things that stand among them are left out."""
-    found = [message for write in _writes(result, "messages") for message in _listed(write)]
+    found = [message for write in written(result, "messages") for message in _listed(write)]
     return [message for message in found if hasattr(message, "type")]
 
 
-def _writes(result: Mapping[str, Any], name: str) -> list[Any]:
+def written(result: Mapping[str, Any], name: str) -> list[Any]:
     """What a task wrote to a channel; several writes come in a wrapping of their own."""
     value = result.get(name)
     if isinstance(value, Mapping) and "$writes" in value:
@@ -208,11 +205,3 @@ def _writes(result: Mapping[str, Any], name: str) -> list[Any]:
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
-
-
-def _sub_agent_completed(sub_agent_id: str, messages: list[Any], error: object) -> ExecutionEvent:
-    last = messages[-1] if messages else None
-    text = shortened(result_of(last.content)) if last is not None else ""
-    failed = str(error) if error else text if getattr(last, "status", "") == "error" else ""
-    completed = SubAgentCompleted(id=sub_agent_id, output="" if failed else text, error=failed)
-    return ExecutionEvent(sub_agent_completed=completed)

@@ -26,14 +26,14 @@ from langgraph.types import Command
 from agent_runner.adapters.agents.answers import unreadable_error
 from agent_runner.adapters.agents.events import completed_call, failed_call, result_of, started_call
 from agent_runner.adapters.agents.limits import LimitCounter
-from agent_runner.adapters.agents.normalizer import SUB_AGENT_TOOL
+from agent_runner.adapters.agents.normalizer import SUB_AGENT_TOOL, TODO_TOOL
 from agent_runner.adapters.agents.signals import ToolOutput, all_handed_on
 from agent_runner.errors import FencedError, LimitReachedError, ModelError, UnavailableError
 from agent_runner.ports.agents import RecordedCall, ToolJournal, unmasked
 
 READ_ONLY_TOOLS = frozenset({"ls", "read_file", "glob", "grep", "read", "search", "think", "list_files"})
 # These change nothing but the engine's own state, which a recorded text cannot bring back.
-STATE_ONLY_TOOLS = frozenset({"write_todos"})
+STATE_ONLY_TOOLS = frozenset({TODO_TOOL})
 # Prints while it runs. File tools run commands too, whose output nobody asked for.
 TALKING_TOOL = "execute"
 

@@ -18,7 +18,7 @@ from agent_runner.v1.options_pb2 import ModelOptions
 OLLAMA_ADDRESS = "http://127.0.0.1:11434"
 # Ollama cuts a prompt to 4,096 tokens unless told; tools and instructions alone take more.
 OLLAMA_CONTEXT_TOKENS = 16384
-# The longest a provider may take to answer at all; what streams is not cut by it.
+# The longest a provider may be silent; an answer that streams may take longer.
 REQUEST_TIMEOUT_SECONDS = 600.0
 
 OllamaModels = Callable[[str], Sequence[str]]
@@ -174,6 +174,8 @@ class DefaultModelResolver:
             organization=self._environ.get("OPENAI_ORG_ID"),
             openai_proxy=self._environ.get("OPENAI_PROXY"),
             timeout=REQUEST_TIMEOUT_SECONDS,
+            # Two minutes by itself, which a large prompt on a small machine takes to its first token.
+            stream_chunk_timeout=REQUEST_TIMEOUT_SECONDS,
             max_retries=0,
             # Off by itself where a base URL is given, and tokens would go uncounted.
             stream_usage=True,

@@ -108,10 +108,12 @@ class FailureCounter:
         if not failure.times:
             return True
         seen = self._seen.pop(place, 0)
+        if seen >= failure.times:
+            return False  # and forgotten, so that the next conversation alike fails again
         self._seen[place] = seen + 1
         while len(self._seen) > _MOST_REMEMBERED_FAILURES:
             self._seen.popitem(last=False)
-        return seen < failure.times
+        return True
 
 
 @dataclass(frozen=True, slots=True)

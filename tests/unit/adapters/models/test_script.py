@@ -106,6 +106,8 @@ async def test_a_failure_ends_after_its_times_also_for_a_new_model(tmp_path: Pat
             await answer(library.open(str(path)), [HumanMessage("x")])
         assert (raised.value.status_code, raised.value.retry_after) == (429, 0.5)
     assert (await answer(library.open(str(path)), [HumanMessage("x")])).text == "a b c d"
+    with pytest.raises(ScriptedFailureError):  # another conversation, which is alike
+        await answer(library.open(str(path)), [HumanMessage("x")])
 
 
 async def test_a_failure_can_come_in_the_middle(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from enum import Enum
@@ -18,18 +18,24 @@ from agent_runner.adapters.agents.answers import ArgumentWatch
 from agent_runner.adapters.agents.events import (
     changed_todos,
     completed_message,
-    result_of,
-    shortened,
+    completed_sub_agent,
     started_message,
+    started_sub_agent,
     text_of,
 )
-from agent_runner.adapters.agents.normalizer import SUB_AGENT_TOOL, Normalizer, written_messages
+from agent_runner.adapters.agents.normalizer import (
+    SUB_AGENT_TOOL,
+    TODO_TOOL,
+    Normalizer,
+    written,
+    written_messages,
+)
 from agent_runner.adapters.agents.signals import Barrier
 from agent_runner.adapters.models.failures import Trouble, diagnose, explain
 from agent_runner.adapters.models.prices import cost_of, price_of
 from agent_runner.errors import AgentRunnerError, LimitReachedError
 from agent_runner.ports.agents import AgentSpecification, DrainedError, ToolJournal, Turn
-from agent_runner.v1.events_pb2 import ExecutionEvent, SubAgentCompleted
+from agent_runner.v1.events_pb2 import ExecutionEvent
 
 STREAM_MODES = ["messages", "tasks", "custom"]
 EXECUTION_ID = "execution_id"
@@ -77,6 +83,8 @@ class DeepAgentSession:
         self._saver = saver
         self._recursion_limit = recursion_limit
         self._control = RunControl()
+        names = {sub_agent.name for sub_agent in specification.sub_agents}
+        self._sub_agents = names | {GENERAL_PURPOSE_SUBAGENT["name"]}
 
     async def unfinished(self, turn: Turn) -> bool:
         """See `AgentSession.unfinished`."""
@@ -93,7 +101,7 @@ class DeepAgentSession:
         if past.standing is Standing.NEW:
             given = {"messages": [HumanMessage(turn.message, id=f"human-{turn.execution_id}")]}
         try:
-            async with aclosing(self._events(given, turn)) as events:
+            async with aclosing(self._events(given, turn, past)) as events:
                 async for event in events:
                     yield event
         except GraphDrained as drained:
@@ -113,11 +121,11 @@ class DeepAgentSession:
         """See `AgentSession.request_drain`."""
         self._control.request_drain(reason)
 
-    async def _events(self, given: Any, turn: Turn) -> AsyncGenerator[ExecutionEvent, None]:
+    async def _events(self, given: Any, turn: Turn, past: Past) -> AsyncGenerator[ExecutionEvent, None]:
         specification = self._specification
-        names = {sub_agent.name for sub_agent in specification.sub_agents}
         cost = partial(cost_of, price_of(specification.model.name))
-        normalizer = Normalizer(names | {GENERAL_PURPOSE_SUBAGENT["name"]}, cost, self._arguments)
+        done = [message.tool_call_id for message in past.pending if message.type == "tool"]
+        normalizer = Normalizer(self._sub_agents, cost, self._arguments, done)
         stream = self._graph.astream(
             given,
             self._config(turn),
@@ -149,16 +157,13 @@ class DeepAgentSession:
         if saved is None or saved.metadata.get(EXECUTION_ID) != turn.execution_id:
             return Past(Standing.NEW)
         state = await self._graph.aget_state({"configurable": {"thread_id": turn.thread_id}})
+        messages = _since(state.values.get("messages", []), f"human-{turn.execution_id}")
+        results = [task.result for task in state.tasks if isinstance(task.result, dict)]
         return Past(
             Standing.UNFINISHED if state.next else Standing.FINISHED,
-            _since(state.values.get("messages", []), f"human-{turn.execution_id}"),
-            [
-                m
-                for task in state.tasks
-                if isinstance(task.result, dict)
-                for m in written_messages(task.result)
-            ],
-            state.values.get("todos") or [],
+            messages,
+            [message for result in results for message in written_messages(result)],
+            _todos_of_the_turn(state.values, messages, results),
         )
 
     def _perhaps_lost(self, past: Past) -> Iterator[ExecutionEvent]:
@@ -173,15 +178,26 @@ class DeepAgentSession:
             yield completed_message(str(last.id), text)
         if past.todos:
             yield changed_todos(past.todos)
+        tasks = {call["id"]: call for call in last.tool_calls if call["name"] == SUB_AGENT_TOOL}
         after = past.messages[past.messages.index(last) + 1 :]
         for message in (*after, *past.pending):
-            if message.type == "tool" and message.name == SUB_AGENT_TOOL and message.status != "error":
-                done = SubAgentCompleted(
-                    id=message.tool_call_id, output=shortened(result_of(message.content))
-                )
-                yield ExecutionEvent(sub_agent_completed=done)
+            call = tasks.get(getattr(message, "tool_call_id", ""))
+            if call is not None and call["args"].get("subagent_type") in self._sub_agents:
+                yield started_sub_agent(call)
+                yield completed_sub_agent(call["id"], message)
 
 
 def _since(messages: list[Any], message_id: str) -> list[Any]:
     places = [place for place, message in enumerate(messages) if message.id == message_id]
     return messages[places[-1] + 1 :] if places else []
+
+
+def _todos_of_the_turn(
+    values: Mapping[str, Any], messages: list[Any], results: list[dict[str, Any]]
+) -> list[Any]:
+    """The newest todos, if this turn wrote any: the conversation keeps those of earlier turns as well."""
+    for result in results:
+        if todos := written(result, "todos"):
+            return list(todos[-1])
+    wrote = any(message.type == "tool" and message.name == TODO_TOOL for message in messages)
+    return list(values.get("todos") or []) if wrote else []
