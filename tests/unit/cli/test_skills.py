@@ -7,6 +7,8 @@ import io
 import json
 import logging
 import os
+import re
+import shlex
 import stat
 import threading
 import zipfile
@@ -293,3 +295,27 @@ def test_the_example_skill_is_without_fault(offline: Command) -> None:
     example = Path(__file__).parents[3] / "examples" / "skills" / "text-statistics"
     told = offline("skill", "lint", "--strict", str(example))
     assert (told.code, told.err) == (0, "")
+
+
+def blocks(language: str) -> list[str]:
+    guide = (Path(__file__).parents[3] / "docs" / "guides" / "writing-skills.md").read_text()
+    return re.findall(rf"```{language}\n(.*?)```", guide, re.DOTALL)
+
+
+def test_the_guide_shows_what_works(offline: Command, skills: Command, tmp_path: Path) -> None:
+    folder = make_skill(tmp_path / "text-statistics")
+    (text,) = blocks("markdown")
+    (folder / "SKILL.md").write_text(text)
+    told = skills("lint", "--strict", str(folder))
+    assert told.code == 0, told
+    (manifest,) = blocks("yaml")
+    (tmp_path / "agent.yaml").write_text(manifest)
+    assert offline("apply", "-f", str(tmp_path / "agent.yaml")).out == "agent/analyst created\n"
+    for version in ("first", "second"):
+        (folder / "SKILL.md").write_text(text + version)
+        skills("push", str(folder), "--tag", "stable")
+    hash = skills("history", "text-statistics").out.splitlines()[2].split()[1]
+    for line in filter(None, "\n".join(blocks("sh")).splitlines()):
+        arguments = shlex.split(line.partition("#")[0].replace("1a2b3c4d5e6f", hash[:12]))[1:]
+        done = offline(*arguments, *(["--yes", "--force"] if "delete" in arguments else []))
+        assert done.code == 0, (line, done)
