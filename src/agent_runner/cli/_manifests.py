@@ -18,7 +18,8 @@ from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescript
 from google.protobuf.message import Message
 
 from agent_runner.cli._errors import USAGE, CommandError, did_you_mean
-from agent_runner.client.kinds import API_VERSION, KINDS, Kind
+from agent_runner.client.kinds import API_VERSION, EXECUTION, KINDS, Kind
+from agent_runner.domain.slugs import slug_of
 from agent_runner.errors import Violation
 
 Position = tuple[int, int]
@@ -193,9 +194,22 @@ class _Reader:
                 self._complain(place, f"{message.DESCRIPTOR.name} has no field {key!r}.{hint}")
                 continue
             inner = f"{path}.{found.name}" if path else found.name
+            if inner in self._positions:
+                self._complain(place, f"{found.name} is given twice, in both spellings.")
             self._positions[inner] = place
+            rival = self._rival(message, found)
+            if rival is not None:
+                self._complain(place, f"{found.name} and {rival} are alternatives; give one of them.")
             if value is not None:
                 self._set(message, found, value, inner, _value_place(node, key))
+
+    def _rival(self, message: Message, target: FieldDescriptor) -> str | None:
+        """The alternative that is set already, where only one of several fields can be."""
+        group = target.containing_oneof
+        if group is None or len(group.fields) == 1:
+            return None
+        chosen: str | None = message.WhichOneof(group.name)
+        return chosen
 
     def _set(self, message: Message, target: FieldDescriptor, value: Any, path: str, place: Position) -> None:
         if _is_map(target):
@@ -405,17 +419,39 @@ def check(manifests: Sequence[Manifest]) -> list[Problem]:
     import protovalidate
 
     validator = protovalidate.Validator()
-    problems = []
+    problems = list(_twice(manifests))
     for manifest in manifests:
-        if manifest.kind.name != "AgentExecution" and not _named(manifest.resource):
-            problems.append(manifest.problem(Violation("metadata", "name is missing.")))
+        problems += _name_problems(manifest)
         for violation in validator.collect_violations(manifest.resource):
             problems.append(manifest.problem(_violation(violation)))
     return problems
 
 
-def _named(resource: Any) -> bool:
-    return bool(resource.metadata.name or resource.metadata.slug)
+def _name_problems(manifest: Manifest) -> list[Problem]:
+    metadata = manifest.resource.metadata
+    if manifest.kind is EXECUTION or metadata.slug:
+        return []
+    if not metadata.name:
+        return [manifest.problem(Violation("metadata", "name is missing."))]
+    if not slug_of(metadata.name):
+        return [manifest.problem(Violation("metadata.name", "has no letter or digit of a to z and 0 to 9."))]
+    return []
+
+
+def _twice(manifests: Sequence[Manifest]) -> Iterator[Problem]:
+    """Manifests of the same resource: the second would quietly undo the first."""
+    seen: dict[tuple[str, str, str], Manifest] = {}
+    for manifest in manifests:
+        metadata = manifest.resource.metadata
+        key = (manifest.kind.name, metadata.org, metadata.slug or slug_of(metadata.name))
+        first = seen.setdefault(key, manifest)
+        if first is not manifest and manifest.kind is not EXECUTION and key[2]:
+            line = first.place("")[0]
+            yield Problem(
+                manifest.file,
+                manifest.place("metadata.name"),
+                f"{manifest.kind.word}/{key[2]} is described in {first.file}:{line} already.",
+            )
 
 
 def _violation(violation: Any) -> Violation:

@@ -15,6 +15,7 @@ from agent_runner.cli._connection import connection, online
 from agent_runner.cli._options import connection_options
 from agent_runner.cli._output import note, to_dict, to_json, to_yaml, write
 from agent_runner.cli.run import absolute_script
+from agent_runner.domain.slugs import slug_of
 from agent_runner.errors import AgentRunnerError
 
 if TYPE_CHECKING:
@@ -195,14 +196,6 @@ async def _resolve(client: AgentRunner, manifest: Manifest, planned: set[tuple[s
 
 def _slug(resource: Any) -> str:
     return str(resource.metadata.slug or slug_of(resource.metadata.name))
-
-
-def slug_of(name: str) -> str:
-    """The slug the server makes of a name: lower case, hyphens for spaces, else letters and digits alone."""
-    import re
-
-    kept = re.sub(r"[^a-z0-9-]", "", name.lower().replace(" ", "-"))
-    return re.sub(r"-+", "-", kept).strip("-")
 
 
 def _foreseen(manifest: Manifest, before: Any) -> str:

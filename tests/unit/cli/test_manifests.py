@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from agent_runner.cli import _manifests
 from agent_runner.cli._errors import CommandError
-from agent_runner.cli.apply import skill_archive, slug_of
+from agent_runner.cli.apply import skill_archive
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -34,6 +34,19 @@ def read(text: str):  # type: ignore[no-untyped-def]
         ("metadata: {}", "f.yaml:1:1: `kind` is missing. It is one of Agent,"),
         ("{}", "f.yaml:1:1: `kind` is missing."),
         ("kind: Agent\nmetadata: {labels: {}}\nspec: {skill_refs: []}", "metadata: name is missing."),
+        (
+            "kind: Agent\nmetadata: {name: ' '}\nspec: {}",
+            "f.yaml:2:12: metadata.name: has no letter or digit",
+        ),
+        ("kind: AgentInstance\nspec: {agent_id: a, agentId: b}", "f.yaml:2:21: agent_id is given twice"),
+        (
+            "kind: McpServer\nspec: {stdio: {command: a}, http: {url: b}}",
+            "f.yaml:2:29: http and stdio are alternatives; give one of them.",
+        ),
+        (
+            "kind: Session\nmetadata: {name: s}\n---\nkind: Session\nmetadata: {name: S}",
+            "f.yaml:5:12: session/s is described in f.yaml:1 already.",
+        ),
         ("- 1", "f.yaml:1:1: A manifest is a mapping"),
         ("just text", "f.yaml:1:1: A manifest is a mapping"),
         ("kind: Agent\nspce: {}", "f.yaml:2:1: Agent has no field 'spce'. Did you mean spec?"),
@@ -172,10 +185,6 @@ def test_the_examples_are_valid() -> None:
 
     assert _manifests.check(manifests) == []
     assert [m.kind.word for m in manifests] == ["environment", "agent", "agent", "instance"]
-
-
-def test_slugs_are_those_of_the_server() -> None:
-    assert slug_of("My  Agent_2 (new)!") == "my-agent2-new"
 
 
 def test_the_same_skill_gives_the_same_archive() -> None:
