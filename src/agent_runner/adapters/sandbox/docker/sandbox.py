@@ -14,10 +14,12 @@ from typing import Any
 from agent_runner.adapters.sandbox import inside
 from agent_runner.adapters.sandbox.collected import Collected
 from agent_runner.adapters.sandbox.commands import INLINE_LIMIT, kill_command, run_command
+from agent_runner.adapters.sandbox.docker import longrunning
 from agent_runner.adapters.sandbox.docker.engine import CONFLICT, MISSING, Engine, EngineCommand, EngineError
 from agent_runner.adapters.sandbox.names import check_environment, check_script, sandbox_path
 from agent_runner.adapters.sandbox.problems import normal_path, refused_to_write
-from agent_runner.errors import InvalidRequestError, SandboxUnavailableError
+from agent_runner.errors import InvalidRequestError, SandboxRefusedError, SandboxUnavailableError
+from agent_runner.ports.processes import SandboxProcess
 from agent_runner.ports.sandboxes import ExecResult, FileProblem, OnOutput
 
 USER = "1000:1000"
@@ -98,6 +100,26 @@ class DockerSandbox:
                 # It took its own wrapper along, or the container ended under it.
                 collected.code = await self._code_without_mark(command)
         return collected.result(timed_out=timed_out)
+
+    async def open_process(
+        self, argv: Sequence[str], *, env: Mapping[str, str], cwd: str = "/workspace"
+    ) -> SandboxProcess:
+        """As `KeepsProcesses` has it."""
+        return await longrunning.start_in(self, argv, env, cwd)
+
+    async def open_container(
+        self,
+        image: str,
+        args: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        volumes: Sequence[tuple[str, str, bool]] = (),
+        network: str = "",
+    ) -> SandboxProcess:
+        """As `KeepsContainers` has it; directories of the host are never shown."""
+        if volumes:
+            raise SandboxRefusedError("volumes are refused: they would show the host's own directories")
+        return await longrunning.start_beside(self._engine, image, args, env, network)
 
     async def put(self, files: Sequence[tuple[str, bytes]]) -> Sequence[FileProblem | None]:
         problems: list[FileProblem | None] = [refused_to_write(path) for path, _ in files]
