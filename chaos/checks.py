@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 from agent_runner.domain.phases import is_terminal, phase_word
@@ -19,6 +20,9 @@ from chaos.loads import Watched
 from chaos.scripts import EFFECTS, line_of
 
 UNOWNED = timedelta(seconds=60)
+
+Session = Sequence[tuple[str, Sequence[ExecutionEvent]]]
+"""Names and logs of the executions of a session, in the order of creation."""
 
 
 @dataclass(slots=True)
@@ -90,9 +94,7 @@ def _open_calls(log: Iterable[ExecutionEvent]) -> Iterator[str]:
     return (call for call, is_open in calls.items() if is_open)
 
 
-def check_effects(
-    folder: Path, session: Sequence[tuple[str, Sequence[ExecutionEvent]]], found: Findings
-) -> None:
+def check_effects(folder: Path, session: Session, found: Findings) -> None:
     """No line twice; a line whose call completed once; no line nobody asked for."""
     path = folder / EFFECTS
     lines = Counter(path.read_text().splitlines() if path.exists() else ())
@@ -129,7 +131,7 @@ def _asked(log: Iterable[ExecutionEvent]) -> Mapping[str, bool]:
     return asked
 
 
-def check_order(session: Sequence[tuple[str, Sequence[ExecutionEvent]]], found: Findings) -> None:
+def check_order(session: Session, found: Findings) -> None:
     """One after the other in the order of creation, and nobody waits long without anybody at work."""
     ended: datetime | None = None
     for name, log in session:
@@ -141,7 +143,7 @@ def check_order(session: Sequence[tuple[str, Sequence[ExecutionEvent]]], found: 
         begun = max(moment(log[0]), ended) if ended is not None else moment(log[0])
         # Until its turn comes it waits for the one before.
         times = [begun, *(moment(event) for event in log if moment(event) > begun)]
-        silence = max((b - a for a, b in zip(times, times[1:], strict=False)), default=timedelta())
+        silence = max((b - a for a, b in pairwise(times)), default=timedelta())
         found.longest_silence = max(found.longest_silence, silence.total_seconds())
         if silence > UNOWNED:
             found.problems.append(f"{name}: {silence.total_seconds():.0f} s without anybody at work")
@@ -156,7 +158,7 @@ def recoveries(log: Sequence[ExecutionEvent], kills: Sequence[tuple[datetime, in
     """
     begun = [event for event in log if event.WhichOneof("event") == "attempt_started"]
     end = moment(log[-1])
-    for held, following in zip(begun, begun[1:], strict=False):
+    for held, following in pairwise(begun):
         pid = int(held.attempt_started.worker.rpartition("/")[2])
         for when, killed in kills:
             if killed == pid and moment(held) < when < min(moment(following), end):

@@ -248,5 +248,5 @@ def _print(load: Load, blowing: Storm, found: Findings, seconds: Sequence[float]
     )
     say(f"longest silence of an execution whose turn it was: {found.longest_silence:.1f} s")
     say(f"worker killed -> next attempt, other faults around: {quantiles(seconds)}")
-    for line in (*found.failures, *found.problems):
+    for line in found.failures:
         say(f"  {line}")

@@ -80,7 +80,10 @@ class Load:
         execution.metadata.org = "local"
         execution.spec.message = message
         execution.spec.agent_id, execution.spec.session_id = agent_id, session_id
-        made = await self._insist(runner, execution)
+        return self.add(await self._insist(runner, execution))
+
+    def add(self, made: AgentExecution) -> Watched:
+        """Keep an execution that was made."""
         watched = Watched(made.metadata.id, made.spec.session_id)
         self.watched.append(watched)
         self.sessions.setdefault(watched.session_id, []).append(watched)
@@ -112,15 +115,15 @@ class Load:
 
         Every few times the whole connection is thrown away.
         """
-        while not watched.ended:
+        while True:
             async with AgentRunner(self._watched_at, org="local") as runner:
                 for _ in range(self._rng.randint(1, 4)):
-                    await self._look(runner, watched, self._rng.randint(1, most))
-                    if watched.ended:
+                    if await self._look(runner, watched, self._rng.randint(1, most)):
                         return
                     self.reconnects += 1
 
-    async def _look(self, runner: AgentRunner, watched: Watched, count: int) -> None:
+    async def _look(self, runner: AgentRunner, watched: Watched, count: int) -> bool:
+        """Collect at most `count` events; whether the last one was among them."""
         seen = runner.executions.watch(
             watched.execution_id,
             after_seq=len(watched.events),
@@ -131,8 +134,9 @@ class Load:
             async for event in seen:
                 watched.take(event)
                 count -= 1
-                if not count:
-                    return
+                if watched.ended or not count:
+                    return watched.ended
+        return watched.ended
 
     def _count(self, reason: Exception | None) -> None:
         self.reconnects += reason is not None
