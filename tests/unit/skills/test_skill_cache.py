@@ -10,8 +10,10 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
+import psutil
 import pytest
 from hostile_archives import GOOD, Item, noise, skill
 
@@ -116,6 +118,16 @@ async def test_many_who_want_one_version_at_once_download_it_once(tmp_path: Path
 
     assert len(set(await asyncio.gather(*(use(caches[i % 3]) for i in range(20))))) == 1
     assert reader.asked == [hash_of(ONE)]
+
+
+async def test_many_turns_cost_one_descriptor_per_version(tmp_path: Path) -> None:
+    cache = SkillCache(tmp_path, Reader(ONE, TWO))
+    before = psutil.Process().num_fds()
+    async with AsyncExitStack() as turns:
+        for _ in range(100):
+            await turns.enter_async_context(cache.use([version(ONE), version(TWO)]))
+        assert psutil.Process().num_fds() == before + 2
+    assert psutil.Process().num_fds() == before
 
 
 async def test_a_missing_artifact_is_a_problem_and_the_others_go_on(tmp_path: Path) -> None:

@@ -12,18 +12,34 @@ from pathlib import Path
 _FIRST_WAIT, _LONGEST_WAIT = 0.005, 0.1
 
 
-@asynccontextmanager
-async def locked(path: Path, *, exclusive: bool) -> AsyncIterator[None]:
-    """Hold a lock, shared or alone, waiting for it without a thread.
+class SharedLocks:
+    """Locks this process shares with others, one descriptor each however many tasks hold them."""
 
-    A thread per waiter could take up all there are, those of the holder included.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def __init__(self) -> None:
+        self._taking = asyncio.Lock()
+        self._held: dict[Path, tuple[int, list[None]]] = {}
+
+    @asynccontextmanager
+    async def hold(self, path: Path) -> AsyncIterator[None]:
+        async with self._taking:
+            if path not in self._held:
+                self._held[path] = (await _take(path, exclusive=False), [])
+            descriptor, holders = self._held[path]
+            holders.append(None)
+        try:
+            yield
+        finally:
+            holders.pop()
+            if not holders:
+                del self._held[path]
+                os.close(descriptor)
+
+
+@asynccontextmanager
+async def alone(path: Path) -> AsyncIterator[None]:
+    """Hold a lock nobody else holds meanwhile."""
+    descriptor = await _take(path, exclusive=True)
     try:
-        wait = _FIRST_WAIT
-        while not _taken(descriptor, exclusive):
-            await asyncio.sleep(wait)
-            wait = min(wait * 2, _LONGEST_WAIT)
         yield
     finally:
         os.close(descriptor)
@@ -31,14 +47,31 @@ async def locked(path: Path, *, exclusive: bool) -> AsyncIterator[None]:
 
 def try_alone(path: Path) -> int | None:
     """A descriptor that holds the lock alone until it is closed; None when somebody has it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    if _taken(descriptor, True):
+    descriptor = _open(path)
+    if _taken(descriptor, exclusive=True):
         return descriptor
     os.close(descriptor)
     return None
 
 
-def _taken(descriptor: int, exclusive: bool) -> bool:
+async def _take(path: Path, *, exclusive: bool) -> int:
+    """Wait for a lock without a thread: a thread per waiter could take up those the holder needs."""
+    descriptor, wait = _open(path), _FIRST_WAIT
+    try:
+        while not _taken(descriptor, exclusive=exclusive):
+            await asyncio.sleep(wait)
+            wait = min(wait * 2, _LONGEST_WAIT)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _taken(descriptor: int, *, exclusive: bool) -> bool:
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except BlockingIOError:

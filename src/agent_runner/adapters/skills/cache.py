@@ -17,7 +17,7 @@ from typing import BinaryIO, Final
 
 import structlog
 
-from agent_runner.adapters.skills._locks import locked, try_alone
+from agent_runner.adapters.skills._locks import SharedLocks, alone, try_alone
 from agent_runner.adapters.skills.trees import SkillTrees
 from agent_runner.domain.archives import ArchiveLimits
 from agent_runner.domain.skills import is_hash
@@ -56,6 +56,7 @@ class SkillCache:
         self._reader = reader
         self._most_bytes = most_bytes
         self._downloads = asyncio.Semaphore(parallel)
+        self._uses = SharedLocks()
         self._prepared = False
 
     @asynccontextmanager
@@ -74,7 +75,7 @@ class SkillCache:
         problems = {hash: f"{hash[:80]!r} is no version." for hash in wanted if not is_hash(hash)}
         hashes = [hash for hash in wanted if hash not in problems]
         for hash in hashes:
-            await leases.enter_async_context(locked(self._trees.lock(hash, "use"), exclusive=False))
+            await leases.enter_async_context(self._uses.hold(self._trees.lock(hash, "use")))
         here = await asyncio.to_thread(self._trees.intact_of, hashes)
         async with asyncio.TaskGroup() as tasks:
             bringing = {
@@ -94,7 +95,7 @@ class SkillCache:
 
         What another try may mend is returned too: raised, it would come wrapped in a group.
         """
-        async with locked(self._trees.lock(hash, "install"), exclusive=True):
+        async with alone(self._trees.lock(hash, "install")):
             if await asyncio.to_thread(self._trees.intact_of, [hash]):
                 return ""  # somebody else was faster
             try:
