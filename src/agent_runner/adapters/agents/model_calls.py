@@ -91,7 +91,7 @@ class ModelCalls(AgentMiddleware[Any, Any, Any]):
                 response = await handler(request)
                 _check_whole(response)
             except (AgentRunnerError, GraphBubbleUp, ContextOverflowError):
-                raise  # a context too long is the engine's to shorten, and the session's to explain
+                raise  # a conversation too long is the engine's to shorten, and the session's to explain
             except Exception as error:  # noqa: BLE001 (whatever a client library raises is explained)
                 await self._wait_or_raise(error, attempt)
             else:
@@ -100,6 +100,8 @@ class ModelCalls(AgentMiddleware[Any, Any, Any]):
 
     async def _wait_or_raise(self, error: Exception, attempt: int) -> None:
         diagnosis = diagnose(error)
+        if diagnosis.trouble is Trouble.TOO_LONG:
+            raise ContextOverflowError(diagnosis.quote) from error
         delay = self._retries.delay(attempt, diagnosis)
         if delay is None:
             raise explain(diagnosis, self._model, error) from error

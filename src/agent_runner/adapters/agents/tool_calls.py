@@ -75,7 +75,14 @@ _sub_agent: ContextVar[str] = ContextVar("agent_runner_sub_agent", default="")
 def report_output(text: str) -> None:
     """Tell watchers what the command of the running `execute` call prints; else nothing happens."""
     running = _running.get()
-    if running is not None and running.name == TALKING_TOOL and text:
+    if running is not None and running.name == TALKING_TOOL:
+        report_progress(text)
+
+
+def report_progress(text: str) -> None:
+    """Tell watchers how far the running call is, whatever tool it is of; else nothing happens."""
+    running = _running.get()
+    if running is not None and text:
         running.printed = True
         running.write(ToolOutput(running.call_id, text, running.sub_agent_id))
 
