@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -123,12 +124,14 @@ async def test_agent_and_sub_agents_get_what_they_have_chosen(sandbox: Sandbox) 
 
 
 async def test_progress_is_told_and_counts_as_a_sign_of_life(sandbox: Sandbox) -> None:
-    told: list[str] = []
-    plan = stdio(timeout=timedelta(seconds=1))
-    async with McpSessions(on_progress=told.append).open([plan], sandbox) as tools:
+    told: list[tuple[str, str]] = []
+    plan, mine = stdio(timeout=timedelta(seconds=1)), ContextVar("mine", default="nobody's")
+    connector = McpSessions(on_progress=lambda line: told.append((mine.get(), line)))
+    async with connector.open([plan], sandbox) as tools:
+        mine.set("my call")
         assert text(await call(tools, "slow", seconds=2)) == "done"
 
-    assert told[0] == "1 of 40: working\n"
+    assert told[0] == ("my call", "1 of 40: working\n")
 
 
 async def test_a_silent_call_ends_as_an_error_and_the_server_hears_of_it(sandbox: Sandbox) -> None:

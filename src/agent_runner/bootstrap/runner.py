@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import structlog
 
 from agent_runner.adapters.agents.deepagents import DeepAgentsFactory
-from agent_runner.adapters.agents.tool_calls import report_output
+from agent_runner.adapters.agents.tool_calls import report_progress
 from agent_runner.adapters.checkpoints.sqlite import SqliteCheckpoints
 from agent_runner.adapters.controlplane.environments import GrpcEnvironmentResolver
 from agent_runner.adapters.controlplane.resources import GrpcResourceReader
@@ -93,7 +93,7 @@ async def parts(
                 agents=DeepAgentsFactory(checkpoints),
                 skills=SkillLoader(skills, _skill_cache(settings, data, skills)),
                 environments=GrpcEnvironmentResolver(channel),
-                mcp=McpSessions(on_progress=report_output),
+                mcp=McpSessions(on_progress=report_progress),
                 secrets=secrets or LiveSecrets(),
             )
     finally:

@@ -42,7 +42,7 @@ class McpSessions:
 
         Args:
             start_timeout: how long a server may take to tell its tools.
-            on_progress: takes lines of progress, on the task of the call they belong to.
+            on_progress: takes lines of progress, in the context (variables) of the call they belong to.
         """
         self._start_timeout = start_timeout
         self._on_progress = on_progress

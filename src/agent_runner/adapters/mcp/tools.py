@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 import re
 from collections import Counter
@@ -151,13 +152,15 @@ class _Caller:
     async def _answer(self, name: str, arguments: dict[str, Any]) -> types.CallToolResult:
         session = self._connection.session
         request_id: int | None = None
+        # Progress comes in on the task of the session, and belongs to the call that waits here.
+        here = contextvars.copy_context()
         loop, limit = asyncio.get_running_loop(), self._connection.timeout.total_seconds()
         try:
             async with asyncio.timeout(limit) as silence:
 
                 async def progressed(progress: float, total: float | None, message: str | None) -> None:
                     silence.reschedule(loop.time() + limit)
-                    self._on_progress(_progress_line(progress, total, message))
+                    here.run(self._on_progress, _progress_line(progress, total, message))
 
                 async def asked() -> types.CallToolResult:
                     nonlocal request_id
