@@ -6,17 +6,24 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from agent_runner.adapters.sandbox.docker.configuration import (
+    PLACES,
+    ContainerLimits,
+    ContainerSettings,
+    container_name,
+    volume_name,
+)
 from agent_runner.adapters.sandbox.docker.engine import MISSING, Engine, EngineError, find_engine
 from agent_runner.adapters.sandbox.docker.sandbox import DockerSandbox
 from agent_runner.adapters.sandbox.docker.seccomp import SeccompOption
 from agent_runner.adapters.sandbox.docker.workspace import DockerWorkspace
 from agent_runner.adapters.sandbox.names import check_session_id, check_skill_hash
+from agent_runner.adapters.sandbox.shared import SharedDirectories
 from agent_runner.adapters.sandbox.skills import pack_skills
 from agent_runner.errors import NotFoundError, SandboxRefusedError, SandboxUnavailableError
 from agent_runner.ports.sandboxes import Sandbox, SandboxSpec, Workspace
@@ -33,35 +40,10 @@ _HELPER = "agent-runner.helper"
 _HELPER_AGE = 120.0
 """Seconds after which a helper is nobody's: it lives for one upload."""
 
-_PLACES = {"ws": "/workspace", "tmp": "/tmp", "skills": "/bin/skills"}  # noqa: S108 - the sandbox's own
-
-# As PID 1, bash takes in and reaps what commands leave behind.
-_MAIN = """\
-chown 1000:1000 /workspace /tmp && chmod 0700 /workspace && chmod 1777 /tmp || exit 1
-trap 'exit 0' TERM
-while :; do sleep 3600 & wait $!; done
-"""
 _READY = """\
 for _ in {1..500}; do [ -O /workspace ] && break; sleep 0.02; done
 for p in python3 grep head timeout mktemp; do type -P $p >/dev/null || echo $p; done
 """
-
-
-@dataclass(frozen=True, slots=True)
-class ContainerLimits:
-    """What a session's container may use, all its commands together.
-
-    Attributes:
-        memory: bytes, without swap.
-        cpus: processors.
-        processes: processes and threads.
-        open_files: descriptors of one process.
-    """
-
-    memory: int = 2 << 30
-    cpus: float = 2.0
-    processes: int = 256
-    open_files: int = 1024
 
 
 class DockerProvider:
@@ -80,6 +62,7 @@ class DockerProvider:
         runtime: str = "",
         extra_ro_paths: Sequence[str] = (),
         owner: str = "",
+        shared: Callable[[str], SharedDirectories] | None = None,
     ) -> None:
         """Nothing is touched before the first use.
 
@@ -92,15 +75,20 @@ class DockerProvider:
             runtime: an OCI runtime the engine knows, such as `runsc`; its own default if empty.
             extra_ro_paths: directories of the engine's host to show read-only at the same paths.
             owner: tells apart the sandboxes of several installations on one engine.
+            shared: gives the directories of a session on this host, which the engine must see as well;
+                without it sessions have volumes. What `shared` gives is made and removed elsewhere.
         """
-        self._image = image
+        self._settings = ContainerSettings(
+            image=image,
+            network=network,
+            limits=limits or ContainerLimits(),
+            runtime=runtime,
+            extra_ro_paths=tuple(extra_ro_paths),
+        )
         self._url = url
-        self._network = network
         self._auto_pull = auto_pull
-        self._limits = limits or ContainerLimits()
-        self._runtime = runtime
-        self._extra = tuple(extra_ro_paths)
         self._owner = owner
+        self._shared = shared
         self._engine: Engine | None = None
         self._profile: SeccompOption | None = None
         self._locks: dict[str, asyncio.Lock] = {}
@@ -113,19 +101,19 @@ class DockerProvider:
         return self._sandbox(session_id, spec.env, warnings)
 
     async def stop(self, session_id: str) -> None:
-        name = _container(check_session_id(session_id))
+        name = container_name(check_session_id(session_id))
         await self._quietly("POST", f"containers/{name}/stop", params={"t": "0"})
 
     async def delete(self, session_id: str) -> None:
         check_session_id(session_id)
         async with self._lock(session_id):
             await self._quietly(
-                "DELETE", f"containers/{_container(session_id)}", params={"force": "true", "v": "true"}
+                "DELETE", f"containers/{container_name(session_id)}", params={"force": "true", "v": "true"}
             )
             await self._remove_helpers(f"{_HELPER}={session_id}")
-            for part in _PLACES:
+            for part in PLACES:
                 await self._quietly(
-                    "DELETE", f"volumes/{_volume(session_id, part)}", params={"force": "true"}
+                    "DELETE", f"volumes/{volume_name(session_id, part)}", params={"force": "true"}
                 )
         self._locks.pop(session_id, None)
 
@@ -143,7 +131,7 @@ class DockerProvider:
 
         async def wake() -> DockerSandbox:
             async with self._lock(session_id):
-                if not await self._exists(f"volumes/{_volume(session_id, 'ws')}"):
+                if not await self._exists(f"volumes/{volume_name(session_id, 'ws')}"):
                     raise NotFoundError("Sandbox of session", session_id)
                 await self._start(session_id)
             return self._sandbox(session_id, {}, ())
@@ -171,8 +159,14 @@ class DockerProvider:
             self._engine = None
 
     def _sandbox(self, session_id: str, env: Mapping[str, str], warnings: Sequence[str]) -> DockerSandbox:
+        user = str(self._shared(session_id).uid) if self._shared else "1000"
         return DockerSandbox(
-            f"docker-{session_id}", self._connected(), _container(session_id), env=env, warnings=warnings
+            f"docker-{session_id}",
+            self._connected(),
+            container_name(session_id),
+            user=f"{user}:{user}",
+            env=env,
+            warnings=warnings,
         )
 
     def _lock(self, session_id: str) -> asyncio.Lock:
@@ -180,7 +174,7 @@ class DockerProvider:
 
     async def _start(self, session_id: str, *, previous_id: str = "") -> list[str]:
         """Find the session's container running, start it, or make it; returns warnings."""
-        name = _container(session_id)
+        name = container_name(session_id)
         try:
             found = await self._request("GET", f"containers/{name}/json")
         except EngineError as error:
@@ -190,7 +184,7 @@ class DockerProvider:
             if not found["State"]["Running"]:
                 await self._run(session_id)
             return []
-        kept = await self._exists(f"volumes/{_volume(session_id, 'ws')}")
+        kept = not self._shared and await self._exists(f"volumes/{volume_name(session_id, 'ws')}")
         await self._have_image()
         await self._make(session_id)
         await self._run(session_id)
@@ -199,29 +193,32 @@ class DockerProvider:
         return [LOST] if previous_id == f"docker-{session_id}" else []
 
     async def _run(self, session_id: str) -> None:
-        await self._request("POST", f"containers/{_container(session_id)}/start")
+        await self._request("POST", f"containers/{container_name(session_id)}/start")
         ready = await self._sandbox(session_id, {}, ()).exec(_READY, cwd="/", timeout=timedelta(seconds=30))
         if missing := ready.stdout.decode().split():
-            await self._quietly("DELETE", f"containers/{_container(session_id)}", params={"force": "true"})
+            await self._quietly(
+                "DELETE", f"containers/{container_name(session_id)}", params={"force": "true"}
+            )
             raise SandboxRefusedError(
-                f"The image {self._image} lacks {', '.join(missing)}. Use one with them."
+                f"The image {self._settings.image} lacks {', '.join(missing)}. Use one with them."
             )
 
     async def _make(self, session_id: str) -> None:
         labels = self._labels(session_id)
-        for part in _PLACES:
-            volume = {"Name": _volume(session_id, part), "Labels": labels}
+        shared = self._shared(session_id) if self._shared else None
+        for part in () if shared else PLACES:
+            volume = {"Name": volume_name(session_id, part), "Labels": labels}
             await self._request("POST", "volumes/create", body=volume)
         try:
             await self._request(
                 "POST",
                 "containers/create",
-                body=self._configuration(session_id, labels, await self._seccomp()),
-                params={"name": _container(session_id)},
+                body=self._settings.container(session_id, labels, await self._seccomp(), shared),
+                params={"name": container_name(session_id)},
             )
         except EngineError:
             # Another worker was faster; or it is a real failure.
-            if not await self._exists(f"containers/{_container(session_id)}/json"):
+            if not await self._exists(f"containers/{container_name(session_id)}/json"):
                 raise
 
     def _labels(self, session_id: str) -> dict[str, str]:
@@ -233,55 +230,10 @@ class DockerProvider:
             self._profile = SeccompOption(version, self._url or find_engine())
         return self._profile.words
 
-    def _configuration(
-        self, session_id: str, labels: Mapping[str, str], seccomp: Sequence[str]
-    ) -> dict[str, Any]:
-        limits = self._limits
-        mounts = [
-            {
-                "Type": "volume",
-                "Source": _volume(session_id, part),
-                "Target": target,
-                "ReadOnly": part == "skills",
-            }
-            for part, target in _PLACES.items()
-        ]
-        host = {
-            "NetworkMode": self._network,
-            "CapDrop": ["ALL"],
-            # For the one chown at the start; commands run as another user and have none.
-            "CapAdd": ["CHOWN", "FOWNER"],
-            "SecurityOpt": ["no-new-privileges", *seccomp],
-            "ReadonlyRootfs": True,
-            "Memory": limits.memory,
-            "MemorySwap": limits.memory,
-            "NanoCpus": int(limits.cpus * 1e9),
-            "PidsLimit": limits.processes,
-            "Ulimits": [
-                {"Name": "nofile", "Soft": limits.open_files, "Hard": limits.open_files},
-                {"Name": "nproc", "Soft": limits.processes * 2, "Hard": limits.processes * 2},
-                {"Name": "core", "Soft": 0, "Hard": 0},
-            ],
-            "Binds": [f"{path}:{path}:ro" for path in self._extra],
-            "Mounts": mounts,
-        }
-        if self._runtime:
-            host["Runtime"] = self._runtime
-        return {
-            "Image": self._image,
-            "Entrypoint": [],
-            "Cmd": ["bash", "-c", _MAIN],
-            "User": "0:0",
-            "WorkingDir": "/",
-            "Hostname": "sandbox",
-            "Labels": dict(labels),
-            "HostConfig": host,
-        }
-
     async def _lay_out_skills(self, session_id: str, skills: Mapping[str, Path]) -> None:
         """Put skills which are not there yet into the session's read-only volume."""
         names = [check_skill_hash(name) for name in skills]
-        if not names:
+        if not names or self._shared:
             return
         sandbox = self._sandbox(session_id, {}, ())
         found = await sandbox.exec("cd /bin/skills && ls -1", timeout=timedelta(seconds=30))
@@ -289,15 +241,9 @@ class DockerProvider:
         if not (wanted := {name: skills[name] for name in names if name not in there}):
             return
         archive = await asyncio.to_thread(pack_skills, wanted)
-        # A container that never starts, with the volume writable: nothing of the agent's runs in it.
-        helper = f"{_container(session_id)}-{secrets.token_hex(4)}"
-        mounts = [{"Type": "volume", "Source": _volume(session_id, "skills"), "Target": "/skills"}]
-        configuration = {
-            "Image": self._image,
-            "Cmd": ["true"],
-            "Labels": {_HELPER: session_id, _OWNER: self._owner},
-            "HostConfig": {"NetworkMode": "none", "Mounts": mounts},
-        }
+        # Never started, so nothing of the agent's runs while the skills can be written.
+        helper = f"{container_name(session_id)}-{secrets.token_hex(4)}"
+        configuration = self._settings.skills_helper(session_id, {_HELPER: session_id, _OWNER: self._owner})
         try:
             await self._request("POST", "containers/create", body=configuration, params={"name": helper})
             await self._connected().upload(helper, "/skills", archive)
@@ -316,16 +262,18 @@ class DockerProvider:
         Raises:
             SandboxRefusedError: the engine has it not, and may not or could not fetch it.
         """
-        if await self._exists(f"images/{self._image}/json"):
+        if await self._exists(f"images/{self._settings.image}/json"):
             return
         if not self._auto_pull:
             raise SandboxRefusedError(
-                f"The engine does not have the image {self._image}. Pull it, or allow pulling."
+                f"The engine does not have the image {self._settings.image}. Pull it, or allow pulling."
             )
         try:
-            await self._connected().pull(self._image)
+            await self._connected().pull(self._settings.image)
         except EngineError as error:
-            raise SandboxRefusedError(f"The image {self._image} could not be fetched: {error}") from error
+            raise SandboxRefusedError(
+                f"The image {self._settings.image} could not be fetched: {error}"
+            ) from error
 
     def _connected(self) -> Engine:
         if self._engine is None:
@@ -360,11 +308,3 @@ def _age(made: int | str) -> float:
     if isinstance(made, str):
         made = int(datetime.fromisoformat(made.split(".")[0].rstrip("Z") + "+00:00").timestamp())
     return time.time() - made
-
-
-def _container(session_id: str) -> str:
-    return f"ar-{session_id}"
-
-
-def _volume(session_id: str, part: str) -> str:
-    return f"ar-{session_id}-{part}"

@@ -22,7 +22,6 @@ from agent_runner.errors import InvalidRequestError, SandboxRefusedError, Sandbo
 from agent_runner.ports.processes import SandboxProcess
 from agent_runner.ports.sandboxes import ExecResult, FileProblem, OnOutput
 
-USER = "1000:1000"
 BASE_ENVIRONMENT: Mapping[str, str] = {
     "HOME": "/workspace",
     "LANG": "C.UTF-8",
@@ -47,12 +46,15 @@ class DockerSandbox:
         engine: Engine,
         container: str,
         *,
+        user: str,
         env: Mapping[str, str],
         warnings: Sequence[str] = (),
     ) -> None:
+        """`user` is what commands run as, such as `1000:1000`."""
         self._id = sandbox_id
         self._engine = engine
         self._container = container
+        self._user = user
         self._env = {**BASE_ENVIRONMENT, **check_environment(env)}
         self._warnings = tuple(warnings)
 
@@ -164,7 +166,7 @@ class DockerSandbox:
     ) -> AsyncIterator[EngineCommand]:
         try:
             async with self._engine.command(
-                self._container, argv, user=USER, env=env, stdin=stdin
+                self._container, argv, user=self._user, env=env, stdin=stdin
             ) as command:
                 yield command
         except EngineError as error:

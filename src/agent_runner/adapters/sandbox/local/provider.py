@@ -23,6 +23,7 @@ from agent_runner.adapters.sandbox.local.skeleton import Skeleton, build_skeleto
 from agent_runner.adapters.sandbox.local.workspace import LocalWorkspace
 from agent_runner.adapters.sandbox.names import check_session_id
 from agent_runner.adapters.sandbox.seccomp import seccomp_filter
+from agent_runner.adapters.sandbox.shared import SharedDirectories
 from agent_runner.errors import NotFoundError, SandboxRefusedError, SandboxUnavailableError, SettingsError
 from agent_runner.ports.sandboxes import Sandbox, SandboxSpec, Workspace
 
@@ -119,13 +120,22 @@ class LocalProvider:
     async def sessions(self) -> Sequence[str]:
         return await asyncio.to_thread(self._layout.session_ids)
 
-    def workspace(self, session_id: str) -> Workspace:
+    def directories(self, session_id: str) -> SharedDirectories:
+        """Where the session's files are, for another kind which is to share them.
+
+        Raises:
+            NotFoundError: the session has no sandbox here.
+        """
         directory = self._sessions / check_session_id(session_id)
         try:
             uid = (directory / "workspace").stat().st_uid
         except OSError:
             raise NotFoundError("Sandbox of session", session_id) from None
-        return LocalWorkspace(SessionFiles(directory, uid), session_id)
+        return SharedDirectories(directory / "workspace", directory / "tmp", directory / "skills", uid)
+
+    def workspace(self, session_id: str) -> Workspace:
+        shared = self.directories(session_id)
+        return LocalWorkspace(SessionFiles(shared.workspace.parent, shared.uid), session_id)
 
     async def sweep(self) -> None:
         def swept() -> None:
