@@ -49,7 +49,8 @@ class DeepAgentsFactory:
     """The `AgentFactory` of deepagents.
 
     Args:
-        recursion_limit: the most super-steps of a turn, a model call and its tools being about three.
+        recursion_limit: the most super-steps of a turn, a round of model and tools being two or three.
+            Agents in a circle are found by `loops`, so this only has to end what never would.
         retries: how model calls are tried again.
     """
 
@@ -57,7 +58,7 @@ class DeepAgentsFactory:
         self,
         checkpoints: Checkpoints,
         *,
-        recursion_limit: int = 1000,
+        recursion_limit: int = 10_000,
         retries: RetryPolicy = RetryPolicy(),  # noqa: B008 (a frozen value)
     ) -> None:
         self._checkpoints = checkpoints
