@@ -195,7 +195,7 @@ def test_manifests_a_run_a_second_message_and_a_restart_that_forgets_nothing(hom
 def test_a_run_without_a_stack_brings_its_own_and_leaves_nothing(home: Home) -> None:
     done = home.run("run", "hello", "--model", "script:echo")
 
-    assert (done.returncode, done.stdout) == (0, "You said: hello\n")
+    assert (done.returncode, done.stdout) == (0, "You said: hello\n"), done.stderr
     assert "Starting a stack for this run" in done.stderr
     home.wait_for_no_process()
     assert not (home.data_dir / "stack.json").exists()

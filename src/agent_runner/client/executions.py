@@ -129,9 +129,10 @@ class Executions:
     async def any_unfinished(self) -> bool:
         """Whether an execution of any organization waits or runs."""
         for phase in (EXECUTION_IN_PROGRESS, EXECUTION_PENDING):
-            request = ListAgentExecutionsRequest(phase=phase, page_size=1)
+            request = ListAgentExecutionsRequest(phase=phase, page_size=50)
             found = await self._channel.unary(f"{_QUERY}/list", request, AgentExecutionList)
-            if found.entries:
+            # The index may be a moment behind the statuses.
+            if any(entry.status.phase not in TERMINAL_PHASES for entry in found.entries):
                 return True
         return False
 
