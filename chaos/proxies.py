@@ -81,12 +81,12 @@ class FaultProxy:
         self.connections += 1
         both = {writer.transport, upstream[1].transport}
         self._transports |= both
-        try:
+        # Cancelled at the end of all, which the server's callback would report as an error.
+        with contextlib.suppress(asyncio.CancelledError):
             await asyncio.gather(self._pump(reader, upstream[1]), self._pump(upstream[0], writer))
-        finally:
-            self._transports -= both
-            for transport in both:
-                transport.abort()
+        self._transports -= both
+        for transport in both:
+            transport.abort()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
