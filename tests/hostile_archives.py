@@ -37,6 +37,7 @@ class Item:
     before: bytes = b""
     after: bytes = b""
     disk: int = 0
+    needs: int = 20
 
     def __post_init__(self) -> None:
         self.name = self.name.encode() if isinstance(self.name, str) else self.name
@@ -126,7 +127,7 @@ def central(item: Item, offset: int) -> bytes:
             "<4s6H3I5H2I",
             b"PK\x01\x02",
             item.system << 8 | 20,
-            20,
+            item.needs,
             item.flags,
             method,
             0,
@@ -331,6 +332,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "ZIP64 sizes": (lambda: named("f", size=0xFFFFFFFF, packed_size=0xFFFFFFFF), "ZIP64|beyond"),
     "ZIP64 directory": (zip64_end, "ZIP64"),
     "several disks": (lambda: skill(disk=1), "one part of several"),
+    "a later version of the format": (lambda: named("f", needs=255), "later version of the format"),
     "entry on another disk": (lambda: named("f", disk=3), "one part of several"),
     "bytes before": (lambda: skill(prefix=b"#!/bin/sh\necho evil\n"), "hidden bytes|no zip"),
     "bytes between entries": (

@@ -35,6 +35,8 @@ _DESCRIPTOR = 0x0008
 _UTF8 = 0x0800
 _STORED, _DEFLATED = 0, 8
 _DESCRIPTOR_SIZES = (0, 12, 16, 20, 24)
+_NEWEST = 63
+"""Version 6.3 of the format."""
 _DOS_REPARSE_POINT = 0x0400
 _UNICODE_PATH = 0x7075
 _MAX_SHORT, _MAX_LONG = 0xFFFF, 0xFFFFFFFF
@@ -237,7 +239,7 @@ def _read_directory(
         if len(head) < _CENTRAL.size or not head.startswith(_CENTRAL_MAGIC):
             raise ArtifactError(f"The archive's directory is damaged at entry {number}.")
         fields = _CENTRAL.unpack(head)
-        flags, method = fields[3:5]
+        needs, flags, method = fields[2:5]
         checksum, packed, size, name, extra, comment, disk = fields[7:14]
         attributes, offset = fields[15:]
         if name > limits.name_bytes:
@@ -246,6 +248,8 @@ def _read_directory(
             )
         if disk:
             raise ArtifactError("The archive is one part of several.")
+        if needs > _NEWEST:
+            raise ArtifactError(f"Entry {number} needs a reader of a later version of the format.")
         yield _Record(
             name=file.read(name),
             flags=flags,
