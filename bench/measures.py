@@ -249,20 +249,16 @@ async def bytes_sent(folder: Path, plan: Plan) -> list[Row]:
     rows = []
     async with two_processes(folder) as (processes, sent):
         async with client(processes) as runner:
+            floor = await _sent_by(runner, folder, sent, rounds=0, tokens=1)
             for tokens in (80, plan.many_tokens):
-                script = turn_script(folder, rounds=4, tokens=tokens, delay_ms=1)
-                agent_id = await make_agent(runner, script)
-                await run_turn(runner, agent_id)
-                before = sent()
-                done = await run_turn(runner, agent_id)
-                weight, size = sent() - before, done.execution.ByteSize()
-                ratio = weight / size
+                weight, size, events = await _sent_by(runner, folder, sent, rounds=4, tokens=tokens)
+                ratio = (weight - floor[0]) / size
                 rows.append(
                     Row(
-                        f"bytes sent by the runner, {done.events} events",
+                        f"bytes sent to report {events} events ({tokens} tokens)",
                         f"{ratio:.2f} x",
-                        f"{weight} bytes",
-                        f"final state {size} bytes",
+                        f"{weight} bytes in all, final state {size}",
+                        f"one token: {floor[0]} bytes",
                         "<= 1.5 x",
                         ratio <= 1.5,
                     )
@@ -298,6 +294,17 @@ async def bytes_sent(folder: Path, plan: Plan) -> list[Row]:
             ),
         ]
     return rows
+
+
+async def _sent_by(
+    runner: AgentRunner, folder: Path, sent: Callable[[], int], *, rounds: int, tokens: int
+) -> tuple[int, int, int]:
+    """Bytes the runner sent for an execution, all calls and headers counted; its final size; its events."""
+    agent_id = await make_agent(runner, turn_script(folder, rounds=rounds, tokens=tokens, delay_ms=1))
+    await run_turn(runner, agent_id)
+    before = sent()
+    done = await run_turn(runner, agent_id)
+    return sent() - before, done.execution.ByteSize(), done.events
 
 
 @contextlib.asynccontextmanager

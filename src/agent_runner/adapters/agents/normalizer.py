@@ -14,7 +14,7 @@ recorded streams are enough to test it. The rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from agent_runner.adapters.agents.answers import ArgumentWatch
@@ -53,6 +53,8 @@ class _Streaming:
     message_id: str
     sub_agent_id: str
     run_id: str | None
+    pieces: list[str] = field(default_factory=list)
+    """What was told of it so far."""
 
 
 class Normalizer:
@@ -103,6 +105,7 @@ class Normalizer:
             yield started_message(message.message_id, "", message.sub_agent_id)
         elif message.run_id != chunk.id:
             message.run_id = chunk.id
+            message.pieces.clear()
             self._arguments.end(message.message_id)
             yield started_message(message.message_id, "", message.sub_agent_id)
         if chunk.tool_call_chunks:
@@ -112,6 +115,7 @@ class Normalizer:
         content = chunk.content
         text = content if type(content) is str else text_of(content)
         if text:
+            message.pieces.append(text)
             yield ExecutionEvent(
                 sub_agent_id=message.sub_agent_id,
                 message_delta=MessageDelta(message_id=message.message_id, text=text),
@@ -160,7 +164,9 @@ class Normalizer:
             text = text_of(answer.content)
             if streamed is None:
                 yield started_message(known.message_id, "", known.sub_agent_id)
-            yield completed_message(known.message_id, text, known.sub_agent_id)
+            # Told again only when it is not what the pieces make, since it would double what is sent.
+            rest = "" if "".join(known.pieces) == text else text
+            yield completed_message(known.message_id, rest, known.sub_agent_id)
             yield self._usage(answer.usage_metadata, known.message_id, known.sub_agent_id)
 
     def _usage(self, metadata: Mapping[str, Any] | None, message: str, sub_agent: str) -> ExecutionEvent:

@@ -50,7 +50,7 @@ class BatchSettings:
     """When a batch leaves.
 
     Attributes:
-        events: after this many, or
+        events: after this many, text that is joined to text counting once, or
         interval: this long after the batch before; at once when that is longer ago already, at
             boundaries of phases and tools, and when a message begins.
     """
@@ -163,7 +163,9 @@ class NativeSink:
     def _put(self, event: ExecutionEvent) -> int:
         if self._failure is not None:
             return self._all
-        if not event.time:
+        # The time of a piece of text is nothing anybody asks for, and would weigh more than the text: the
+        # control plane fills in its own.
+        if not event.time and event.WhichOneof("event") != "message_delta":
             event.time = now()
         self._all = self._outbox.put(event)
         self._schedule()

@@ -59,8 +59,6 @@ class Outbox:
         self._entries: deque[_Entry] = deque()
         self._texts: dict[tuple[str, str], _Entry] = {}
         self._put = 0
-        self.waiting = 0
-        """Events put since the last batch was taken, joined ones counted each."""
         self.urgent = False
         """Whether something waits that should leave at once."""
         self.soon = False
@@ -69,9 +67,13 @@ class Outbox:
     def __bool__(self) -> bool:
         return bool(self._entries)
 
+    @property
+    def waiting(self) -> int:
+        """Events that would leave now."""
+        return len(self._entries)
+
     def put(self, event: ExecutionEvent) -> int:
         """Take an event; returns how many events must be stored for this one to be."""
-        self.waiting += 1
         kind = event.WhichOneof("event")
         if kind == "message_delta":
             return self._put_text(
@@ -100,7 +102,7 @@ class Outbox:
         # Text must not join an event that has left, or that was measured.
         self._texts.clear()
         if not self._entries:
-            self.waiting, self.urgent, self.soon = 0, False, False
+            self.urgent, self.soon = False, False
         return batch
 
     def peek(self) -> Iterator[ExecutionEvent]:

@@ -175,7 +175,7 @@ class DeepAgentSession:
         if not any(self._journal.recorded(call["id"]) for call in last.tool_calls):
             text = text_of(last.content)
             yield started_message(str(last.id), text)
-            yield completed_message(str(last.id), text)
+            yield completed_message(str(last.id), "")
         if past.todos:
             yield changed_todos(past.todos)
         tasks = {call["id"]: call for call in last.tool_calls if call["name"] == SUB_AGENT_TOOL}
