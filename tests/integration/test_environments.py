@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from agent_runner.adapters.announcers.memory import MemoryAnnouncer
 from agent_runner.adapters.secrets.keyring import Keyring, new_key
 from agent_runner.adapters.store.memory import MemoryEventLog, MemoryResourceStore
 from agent_runner.domain.kinds import AGENT, AGENT_EXECUTION, ENVIRONMENT, KINDS, KindSpec
@@ -21,10 +22,13 @@ from agent_runner.errors import (
 )
 from agent_runner.ports.stores import LogHead, ResourceKey, StoredResource
 from agent_runner.services._clocks import IdSource
+from agent_runner.services._logbook import Logbook
 from agent_runner.services.agent_instances import AgentInstanceService
 from agent_runner.services.environments import ExecutionEnvironments, context_key
+from agent_runner.services.execution_records import ExecutionRecords
 from agent_runner.services.key_rotation import KeyRotation
 from agent_runner.services.secret_fields import SecretFields, mask
+from agent_runner.v1.events_pb2 import ExecutionEvent, PhaseChanged
 from ai.stigmer.agentic.agent.v1.api_pb2 import Agent
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import EXECUTION_COMPLETED, EXECUTION_IN_PROGRESS
@@ -55,7 +59,7 @@ class World:
     def __init__(self, keys: str | None = None) -> None:
         self.store, self.events = MemoryResourceStore(), MemoryEventLog()
         self.secrets = SecretFields(Keyring.parse(keys or f"k1:{new_key()}"))
-        self.environments = ExecutionEnvironments(self.store, self.events, self.secrets, clock=lambda: NOW)
+        self.environments = self.with_keys(self.secrets)
         self.agent, self.instance = Agent(), AgentInstance()
         self.session, self.execution = Session(), AgentExecution()
         for resource, prefix in (
@@ -69,6 +73,12 @@ class World:
         self.instance.spec.agent_id = self.agent.metadata.id
         self.session.spec.agent_instance_id = self.instance.metadata.id
         self.execution.spec.session_id = self.session.metadata.id
+
+    def with_keys(self, secrets: SecretFields) -> ExecutionEnvironments:
+        """The service in a process of its own."""
+        records = ExecutionRecords(self.store, lambda: NOW)
+        logbook = Logbook(records, self.events, MemoryAnnouncer(), clock=lambda: NOW, replicas=True)
+        return ExecutionEnvironments(self.store, logbook, secrets, clock=lambda: NOW)
 
     def refer(self, slug: str, org: str = "") -> None:
         self.instance.spec.environment_refs.add(slug=slug, org=org)
@@ -167,11 +177,9 @@ async def test_an_older_attempt_gets_nothing() -> None:
 async def test_an_execution_that_has_ended_gives_nothing_out() -> None:
     world = World()
     await world.start()
-    stored = await world.store.get(ResourceKey(AGENT_EXECUTION.name, EXECUTION))
-    ended = StoredResource(
-        stored.key, stored.org, stored.slug, stored.body, fields={"phase": phase_name(EXECUTION_COMPLETED)}
-    )
-    await world.store.put(ended, expected=stored.version)
+    end = ExecutionEvent(phase_changed=PhaseChanged(phase=EXECUTION_COMPLETED))
+    head = LogHead(last_seq=2, attempt=1)
+    await world.events.append(EXECUTION, [end.SerializeToString()], expected_seq=1, head=head)
 
     with pytest.raises(FailedPreconditionError, match="has ended"):
         await world.environments.resolve(EXECUTION, 1)
@@ -232,6 +240,7 @@ async def test_the_context_is_masked_for_people_and_gone_at_the_end() -> None:
 
 async def test_what_a_crash_left_behind_is_swept_and_nothing_else() -> None:
     world = World()
+    world.execution.spec.runtime_env["A"].value = "b"
     await world.start()
     await world.environments.resolve(EXECUTION, 1)
     by_hand = ExecutionContext()
@@ -250,7 +259,7 @@ async def test_a_keyring_without_the_needed_key_says_which() -> None:
     value.value, value.is_secret = SECRET, True
     await world.start()
     others = SecretFields(Keyring.parse(f"k2:{new_key()}"))
-    environments = ExecutionEnvironments(world.store, world.events, others, clock=lambda: NOW)
+    environments = world.with_keys(others)
 
     with pytest.raises(SecretUnreadableError, match=r"TOKEN of agent_execution .* key 'k1'"):
         await environments.resolve(EXECUTION, 1)
@@ -334,3 +343,12 @@ async def test_an_instance_cannot_refer_to_an_environment_of_another_organizatio
 
     with pytest.raises(InvalidRequestError, match=r"environment_refs\[0\].org: must be the instance's own"):
         await instances.create(world.instance)
+
+
+async def test_an_execution_without_variables_keeps_no_context() -> None:
+    world = World()
+    await world.start()
+
+    assert not (await world.environments.resolve(EXECUTION, 1)).variables
+    with pytest.raises(NotFoundError):
+        await world.store.get(context_key(EXECUTION))

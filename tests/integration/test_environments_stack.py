@@ -12,9 +12,16 @@ from typing import Any
 import pytest
 from integration.fakes.homes import Home, home_with_stack
 
+from agent_runner.adapters.controlplane.environments import GrpcEnvironmentResolver
 from agent_runner.client import AgentRunner
+from agent_runner.client.channels import Channel
 from agent_runner.domain.masking import MASK
-from agent_runner.errors import InvalidRequestError
+from agent_runner.errors import (
+    ConflictError,
+    FailedPreconditionError,
+    InvalidRequestError,
+    NotFoundError,
+)
 from ai.stigmer.agentic.agent.v1.api_pb2 import Agent
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import EXECUTION_COMPLETED, EXECUTION_FAILED
@@ -181,6 +188,21 @@ async def test_keys_are_rotated_and_the_old_one_can_then_be_dropped(home: Home) 
     done = await run(home, REGION="eu")
     assert "the token is right" in done.status.tool_calls[0].result
     assert stat_mode(keys) == 0o600
+
+
+async def test_variables_are_given_to_the_holder_of_a_running_execution_alone(home: Home) -> None:
+    done = await run(home, REGION="eu")
+    channel = Channel(home.address)
+    try:
+        resolver = GrpcEnvironmentResolver(channel)
+        with pytest.raises(FailedPreconditionError, match="has ended"):
+            await resolver.resolve(done.metadata.id, done.status.run.attempt)
+        with pytest.raises(ConflictError, match="attempt 7 must stop"):
+            await resolver.resolve(done.metadata.id, 7)
+        with pytest.raises(NotFoundError):
+            await resolver.resolve("aex-00000000000000000000000000", 1)
+    finally:
+        await channel.aclose()
 
 
 def stat_mode(path: Path) -> int:

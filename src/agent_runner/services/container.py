@@ -109,7 +109,7 @@ def build_services(
     logbook = Logbook(records, log, announcer, clock=clock, replicas=replicas)
     events, watches = EventService(logbook), WatchService(logbook, turns)
     runs = ExecutionRuns(store, turns=turns, events=events, watches=watches, workflows=workflows, clock=clock)
-    variables = ExecutionEnvironments(store, log, sealing, clock=clock)
+    variables = ExecutionEnvironments(store, logbook, sealing, clock=clock)
 
     def ended(record: ExecutionRecord) -> None:
         runs.ended(record)

@@ -35,9 +35,9 @@ from agent_runner.errors import (
     InvalidRequestError,
     NotFoundError,
 )
-from agent_runner.ports.stores import EventLog, ResourceKey, ResourceStore, StoredResource
+from agent_runner.ports.stores import ResourceKey, ResourceStore, StoredResource
 from agent_runner.services._clocks import Clock, timestamp
-from agent_runner.services._logbook import checked
+from agent_runner.services._logbook import Logbook, checked
 from agent_runner.services.execution_records import ExecutionRecord
 from agent_runner.services.secret_fields import SecretFields
 from agent_runner.v1.runner_service_pb2 import (
@@ -73,10 +73,10 @@ class ExecutionEnvironments:
     """Gives the holder of an execution its variables."""
 
     def __init__(
-        self, store: ResourceStore, events: EventLog, secrets: SecretFields, *, clock: Clock
+        self, store: ResourceStore, logbook: Logbook, secrets: SecretFields, *, clock: Clock
     ) -> None:
         self._store = store
-        self._events = events
+        self._logbook = logbook
         self._secrets = secrets
         self._clock = clock
         self._tasks: set[asyncio.Task[None]] = set()
@@ -91,14 +91,13 @@ class ExecutionEnvironments:
             InvalidRequestError: an environment of another organization is referred to.
         """
         execution_id = checked(execution_id)
-        stored = await self._held(execution_id, attempt)
-        parts = await self._parts(AgentExecution.FromString(stored.body))
+        parts = await self._parts(await self._held(execution_id, attempt))
         known = await self._context(execution_id)
         if known is None:
             merged = await self._merge(parts)
             if merged.missing:
                 return ResolveEnvironmentResponse(missing=merged.missing)
-            known = await self._keep(parts, merged)
+            known = await self._keep(parts, merged) if merged.values else ExecutionContext()
         answer = ResolveEnvironmentResponse(variables=_variables(known))
         answer.mcp_servers.extend([server async for server in self._mcp_servers(parts)])
         return answer
@@ -123,6 +122,8 @@ class ExecutionEnvironments:
     async def forget(self, execution_id: str) -> None:
         """Remove the execution's context; nothing happens when there is none."""
         with suppress(NotFoundError):
+            # Most executions have no variables, and looking costs far less than a write.
+            await self._store.get(context_key(execution_id))
             await self._store.delete(context_key(execution_id))
 
     async def sweep(self) -> int:
@@ -150,16 +151,19 @@ class ExecutionEnvironments:
         await self.forget(execution_id)
         return 1
 
-    async def _held(self, execution_id: str, attempt: int) -> StoredResource:
-        stored = await self._store.get(ResourceKey(AGENT_EXECUTION.name, execution_id))
-        head = await self._events.head(execution_id)
-        if head.attempt != attempt:
-            raise FencedError(execution_id, attempt, head.attempt)
-        if stored.fields.get("phase", "") not in _UNFINISHED:
-            raise FailedPreconditionError(
-                f"Execution {execution_id!r} has ended; its variables are not given out any more."
-            )
-        return stored
+    async def _held(self, execution_id: str, attempt: int) -> AgentExecution:
+        """The execution as it is stored, if the attempt holds it."""
+        # The log decides: what lists filter by may lag behind it.
+        async with self._logbook.open(execution_id, fresh=True) as live:
+            head = live.head or await self._logbook.events.head(execution_id)
+            if head.attempt != attempt:
+                raise FencedError(execution_id, attempt, head.attempt)
+            if live.terminal:
+                raise FailedPreconditionError(
+                    f"Execution {execution_id!r} has ended; its variables are not given out any more."
+                )
+            assert live.record is not None
+            return live.record.message()
 
     async def _parts(self, execution: AgentExecution) -> _Parts:
         session = await self._get(SESSION, execution.spec.session_id)
