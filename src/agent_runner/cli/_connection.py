@@ -27,7 +27,19 @@ NAMES: dict[str, tuple[str, ...]] = {
     "org": ("AGENT_RUNNER_ORG",),
     "data_dir": ("AGENT_RUNNER_DATA_DIR", "STIGMER_DATA_DIR"),
 }
-_NEEDS_NO_CHECK = {name for names in NAMES.values() for name in names} | {"AGENT_RUNNER_CONFIG"}
+# Usual settings of servers and workers, which a client has no use for; others are looked up.
+_USUAL = (
+    "CONFIG",
+    "MODEL",
+    "LISTEN",
+    "INSECURE",
+    "SANDBOX",
+    "SANDBOX_IMAGE",
+    "ENGINE",
+    "LOG_LEVEL",
+    "LOG_FORMAT",
+)
+NEEDS_NO_CHECK = {name for names in NAMES.values() for name in names} | {f"AGENT_RUNNER_{n}" for n in _USUAL}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +77,7 @@ def connection() -> Connection:
 
 def _check_other_variables(environ: Mapping[str, str]) -> None:
     for name in environ:
-        if name.startswith("AGENT_RUNNER_") and name.removesuffix("_FILE") not in _NEEDS_NO_CHECK:
+        if name.startswith("AGENT_RUNNER_") and name.removesuffix("_FILE") not in NEEDS_NO_CHECK:
             from agent_runner import settings
 
             settings.load()  # raises for what is wrong, with a suggestion

@@ -50,6 +50,10 @@ def test_values_are_those_of_the_settings(
     assert (where.api_key, where.org, where.data_dir) == (loaded.key, loaded.org, loaded.data_dir)
 
 
+def test_names_that_are_not_looked_up_are_settings() -> None:
+    assert settings.known_variables() >= _connection.NEEDS_NO_CHECK
+
+
 def test_a_misspelt_variable_is_an_error_with_a_suggestion(
     offline: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
