@@ -161,8 +161,8 @@ def test_deltas_add_up_to_what_is_completed() -> None:
                 text[event.message_delta.message_id] += event.message_delta.text
             elif event.HasField("message_completed"):
                 whole = text[event.message_completed.message_id] or event.message_completed.content
-                    # Text that was streamed whole is not told a second time.
-                    assert event.message_completed.content in ("", whole)
+                # Text that was streamed whole is not told a second time.
+                assert event.message_completed.content in ("", whole)
 
 
 def test_the_engines_own_calls_are_counted_but_not_shown() -> None:
