@@ -30,12 +30,11 @@ async def queues(folder: Path, *, seed: int, messages: int, sessions: int, worke
         turns = [{"steps": [{"text": "Heard {{message}}, after {{previous_message}}."}]}]
         async with AgentRunner(made.address, org="local") as runner:
             agent = await load.make_agent(runner, write_script(folder / "queue.yaml", turns, 0))
-            opened = await asyncio.gather(
-                *(
-                    load.create(runner, number, f"first of {number}", agent_id=agent)
-                    for number in range(sessions)
-                )
-            )
+            # Ids are the server's: ones chosen here would be the order, whenever they arrived.
+            opened = [
+                load.add(await runner.executions.start(f"first of {number}", agent_id=agent))
+                for number in range(sessions)
+            ]
             began = time.monotonic()
             await _send(load, runner, [watched.session_id for watched in opened], messages)
             sent = time.monotonic() - began
@@ -50,9 +49,7 @@ async def _send(load: Load, runner: AgentRunner, sessions: list[str], messages: 
     async def send(number: int) -> None:
         async with gate:
             session_id = sessions[number % len(sessions)]
-            # Ids are the server's: those chosen here would be the order, whenever they arrive.
-            made = await runner.executions.start(f"n{number}", session_id=session_id)
-            load.add(made)
+            load.add(await runner.executions.start(f"n{number}", session_id=session_id))
 
     async with asyncio.TaskGroup() as group:
         for number in range(messages):
