@@ -12,6 +12,8 @@ import structlog
 
 from agent_runner.adapters.sandbox.shared import SharedDirectories
 from agent_runner.domain.commands import reason_to_isolate
+from agent_runner.errors import SandboxRefusedError
+from agent_runner.ports.processes import KeepsContainers, KeepsProcesses, SandboxProcess
 from agent_runner.ports.sandboxes import (
     ExecResult,
     FileProblem,
@@ -125,6 +127,29 @@ class AutoSandbox:
         self, paths: Sequence[str], *, limit: int = 64 << 20
     ) -> Sequence[tuple[bytes, None] | tuple[None, FileProblem]]:
         return await self._local.get(paths, limit=limit)
+
+    async def open_process(
+        self, argv: Sequence[str], *, env: Mapping[str, str], cwd: str = "/workspace"
+    ) -> SandboxProcess:
+        """As `KeepsProcesses` has it; locally."""
+        if not isinstance(self._local, KeepsProcesses):
+            raise SandboxRefusedError("This kind of sandbox keeps no processes; use local or docker.")
+        return await self._local.open_process(argv, env=env, cwd=cwd)
+
+    async def open_container(
+        self,
+        image: str,
+        args: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        volumes: Sequence[tuple[str, str, bool]] = (),
+        network: str = "",
+    ) -> SandboxProcess:
+        """As `KeepsContainers` has it; beside the isolated sandbox."""
+        isolated = await self._isolated_one()
+        if not isinstance(isolated, KeepsContainers):
+            raise SandboxRefusedError("This kind of sandbox starts no containers; use docker.")
+        return await isolated.open_container(image, args, env=env, volumes=volumes, network=network)
 
     async def _judged(self, script: str) -> str:
         if len(script) < _LONG_SCRIPT:

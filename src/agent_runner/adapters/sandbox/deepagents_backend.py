@@ -73,6 +73,10 @@ class SandboxBackend(BaseSandbox):
     def id(self) -> str:
         return self._sandbox.id
 
+    def use(self, sandbox: Sandbox) -> None:
+        """Work with another sandbox from now on; nothing may run in the one before."""
+        self._sandbox = sandbox
+
     async def aexecute(self, command: str, *, timeout: int | None = None) -> ExecuteResponse:
         quiet = _quiet.get()
         result = await self._sandbox.exec(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -13,6 +13,7 @@ import structlog
 
 from agent_runner.adapters.sandbox.leases import Leases
 from agent_runner.errors import SandboxUnavailableError
+from agent_runner.ports.processes import KeepsContainers, KeepsProcesses, SandboxProcess
 from agent_runner.ports.sandboxes import (
     ExecResult,
     FileProblem,
@@ -91,7 +92,7 @@ class ManagedProvider:
         async with self.using(spec, start):
             if not made:
                 await start()
-            return ManagedSandbox(self, spec, made[0])
+            return _managed(self, spec, made[0])
 
     async def stop(self, session_id: str) -> None:
         await self._inner.stop(session_id)
@@ -272,3 +273,64 @@ class ManagedSandbox:
 
         async with self._provider.using(self._spec, start):
             yield self._inner
+
+
+class _KeepsProcesses(ManagedSandbox):
+    async def open_process(
+        self, argv: Sequence[str], *, env: Mapping[str, str], cwd: str = "/workspace"
+    ) -> SandboxProcess:
+        """As `KeepsProcesses` has it; the sandbox is in use until the process is closed."""
+        async with AsyncExitStack() as held:
+            sandbox = await held.enter_async_context(self._held())
+            assert isinstance(sandbox, KeepsProcesses)
+            process = await sandbox.open_process(argv, env=env, cwd=cwd)
+            return _HeldProcess(process, held.pop_all())
+
+
+class _KeepsContainers(_KeepsProcesses):
+    async def open_container(
+        self,
+        image: str,
+        args: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        volumes: Sequence[tuple[str, str, bool]] = (),
+        network: str = "",
+    ) -> SandboxProcess:
+        """As `KeepsContainers` has it; the sandbox is in use until the container is closed."""
+        async with AsyncExitStack() as held:
+            sandbox = await held.enter_async_context(self._held())
+            assert isinstance(sandbox, KeepsContainers)
+            process = await sandbox.open_container(image, args, env=env, volumes=volumes, network=network)
+            return _HeldProcess(process, held.pop_all())
+
+
+class _HeldProcess:
+    """A process, and the use of its sandbox, which ends with it."""
+
+    def __init__(self, process: SandboxProcess, held: AsyncExitStack) -> None:
+        self._process = process
+        self._held = held
+
+    async def read(self) -> bytes:
+        return await self._process.read()
+
+    async def write(self, data: bytes) -> None:
+        await self._process.write(data)
+
+    @property
+    def last_words(self) -> str:
+        return self._process.last_words
+
+    async def aclose(self) -> None:
+        async with self._held:
+            await self._process.aclose()
+
+
+def _managed(provider: ManagedProvider, spec: SandboxSpec, inner: Sandbox) -> ManagedSandbox:
+    """With as many faces as the sandbox inside has."""
+    if isinstance(inner, KeepsContainers):
+        return _KeepsContainers(provider, spec, inner)
+    if isinstance(inner, KeepsProcesses):
+        return _KeepsProcesses(provider, spec, inner)
+    return ManagedSandbox(provider, spec, inner)

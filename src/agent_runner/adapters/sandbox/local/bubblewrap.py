@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent_runner.adapters.sandbox.local.limits import Limits
+from agent_runner.adapters.sandbox.local.proxy import PRELUDE
 from agent_runner.adapters.sandbox.local.skeleton import Skeleton
 
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -93,6 +94,8 @@ class Confinement:
             become += [f"--setgid={self.uid}", f"--setuid={self.uid}", "--"]
         elif self.drop:
             become = ["setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups", "--"]
+        if self.proxy is not None:
+            inner = [*PRELUDE, *inner]
         return [*become, *self.limits.command(), self.program, "--args", str(arguments), "--", *inner]
 
     def options(self, *, seccomp: int, status: int, cwd: str, env: Mapping[str, str]) -> list[str]:

@@ -18,6 +18,7 @@ from agent_runner.adapters.sandbox.local.files import SessionFiles
 from agent_runner.adapters.sandbox.local.layout import Layout, make_passable
 from agent_runner.adapters.sandbox.local.limits import Limits
 from agent_runner.adapters.sandbox.local.mounts import closed_ancestor, open_view
+from agent_runner.adapters.sandbox.local.proxy import AllowList, AllowListProxy, proxy_environment
 from agent_runner.adapters.sandbox.local.sandbox import Commands, LocalSandbox, Wrapping
 from agent_runner.adapters.sandbox.local.skeleton import Skeleton, build_skeleton
 from agent_runner.adapters.sandbox.local.workspace import LocalWorkspace
@@ -28,7 +29,7 @@ from agent_runner.errors import NotFoundError, SandboxRefusedError, SandboxUnava
 from agent_runner.ports.sandboxes import Sandbox, SandboxSpec, Workspace
 
 _PROGRAMS = ("bash", "python3", "grep", "head")
-_NETWORKS = ("none", "full")
+_NETWORKS = ("none", "host-allowlist", "full")
 _PROBE_AGE = 40.0
 """Seconds after which a try must have ended: it runs for 30 at most."""
 LOST = "The session's sandbox was lost with its files; this is a new one."
@@ -62,6 +63,7 @@ class LocalProvider:
         root: Path,
         *,
         network: str = "none",
+        allow_hosts: Sequence[str] = (),
         minimum_tier: str = "namespaces",
         extra_ro_paths: Sequence[Path] = (),
         limits: Limits | None = None,
@@ -70,7 +72,10 @@ class LocalProvider:
 
         Args:
             root: directory of this provider's own; made if missing.
-            network: `none`, or `full` to share the host's, loopback and cloud metadata included.
+            network: `none`; `host-allowlist`, for HTTP(S) by a proxy to `allow_hosts`; or `full` to share
+                the host's, loopback and cloud metadata included.
+            allow_hosts: such as `pypi.org`, `*.pythonhosted.org`, `example.com:8443`; ports 80 and 443
+                where none is named. Private addresses must be listed as addresses.
             minimum_tier: the weakest isolation to accept; `namespaces`.
             extra_ro_paths: more of the host to show read-only at the same paths, such as `/opt/python`.
 
@@ -84,6 +89,14 @@ class LocalProvider:
         self._root = root.absolute()
         self._sessions = self._root / "sessions"
         self._network = network == "full"
+        self._allowed: AllowList | None = None
+        self._proxy: AllowListProxy | None = None
+        if network == "host-allowlist":
+            try:
+                self._allowed = AllowList(allow_hosts)
+            except ValueError as error:
+                raise SettingsError(f"The sandbox's list of hosts is wrong: {error}.") from None
+            self._environment = {**self._environment, **proxy_environment()}
         self._extra = tuple(extra_ro_paths)
         self._limits = limits or Limits()
         self._accounts = Accounts(self._root)
@@ -154,6 +167,9 @@ class LocalProvider:
     async def aclose(self) -> None:
         for session_id in tuple(self._commands):
             await self.stop(session_id)
+        if self._proxy is not None:
+            await self._proxy.aclose()
+            self._proxy = None
         if self._prepared and self._prepared.view is not None:
             os.close(self._prepared.view)
         self._prepared = None
@@ -162,6 +178,10 @@ class LocalProvider:
         async with self._preparing:
             if self._prepared is None:
                 prepared = await asyncio.to_thread(self._gather)
+                if self._allowed is not None:
+                    directory = self._root / f"proxy-{secrets.token_hex(4)}"
+                    self._proxy = AllowListProxy(directory, self._allowed)
+                    await self._proxy.start()
                 await self._try_out(prepared)
                 self._prepared = prepared
             return self._prepared
@@ -238,6 +258,7 @@ class LocalProvider:
             view=prepared.view,
             limits=self._limits,
             network=self._network,
+            proxy=self._proxy.directory if self._proxy else None,
         )
 
 
