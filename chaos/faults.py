@@ -76,7 +76,8 @@ def draw(plan: Plan, cluster: Cluster) -> Sequence[Fault]:
         kind = rng.choices(kinds, [_KINDS[kind] for kind in kinds])[0]
         target = _target(rng, kind, cluster)
         # Long enough, now and then, for Temporal to take a worker for dead.
-        seconds = rng.uniform(5.5, 9) if rng.random() < 0.25 else rng.uniform(0.1, 3)
+        long = rng.random() < (0.6 if kind in ("freeze worker", "hold") else 0.25)
+        seconds = rng.uniform(5.5, 9) if long else rng.uniform(0.1, 3)
         faults.append(Fault(kind, target, rng.uniform(0.2, 2 * plan.gap), seconds, rng.randint(0, 20_000)))
     return faults
 
@@ -163,7 +164,8 @@ async def storm(folder: Path, plan: Plan) -> Findings:
             async with asyncio.TaskGroup() as group:
                 for number in range(plan.sessions):
                     group.create_task(_keep_busy(load, runner, agent, plan, over, number))
-                await asyncio.sleep(3)
+                async with asyncio.timeout(60):
+                    await load.begun.wait()
                 await blowing.blow(draw(plan, made))
                 say(f"the storm is over after {time.monotonic() - began:.0f} s; waiting for all to end")
                 over.set()

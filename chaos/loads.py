@@ -53,6 +53,8 @@ class Load:
         self._watched_at = watched_at
         self._name = name
         self._rng = rng
+        self.begun = asyncio.Event()
+        """Set when the first tool begins."""
         self.reconnects = 0
         self.watched: list[Watched] = []
         self.sessions: dict[str, list[Watched]] = {}
@@ -133,6 +135,8 @@ class Load:
         async with aclosing(seen):  # type: ignore[type-var]
             async for event in seen:
                 watched.take(event)
+                if event.HasField("tool_call_started"):
+                    self.begun.set()
                 count -= 1
                 if watched.ended or not count:
                     return watched.ended
