@@ -15,12 +15,18 @@ from agent_runner.v1.events_pb2 import (
     AttemptStarted,
     CancelRequested,
     ExecutionEvent,
+    JoinedExecution,
     MessageCompleted,
     MessageDelta,
     MessageStarted,
+    Paused,
+    PauseRequested,
     PhaseChanged,
+    Resumed,
     RunDescribed,
     StatusMerged,
+    SteeringJoined,
+    SteeringRequested,
     SubAgentCompleted,
     SubAgentStarted,
     TodosChanged,
@@ -31,6 +37,7 @@ from agent_runner.v1.events_pb2 import (
     UsageReported,
     WarningRaised,
 )
+from agent_runner.v1.status_pb2 import RunStatus
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import (
     AgentExecutionStatus,
     AgentMessage,
@@ -112,6 +119,11 @@ class StatusFold:
     def last_seq(self) -> int:
         return self._status.run.last_seq
 
+    @property
+    def run(self) -> RunStatus:
+        """What the status holds of the run; reading it joins no texts."""
+        return self._status.run
+
     def apply(self, event: ExecutionEvent) -> None:
         """Apply one event. After a terminal phase only `last_seq` moves."""
         if event.seq:
@@ -142,6 +154,7 @@ class StatusFold:
             status.error = change.error
             status.completed_at = event.time
             status.run.queue_position = 0
+            status.run.pause_requested = status.run.paused = False
             self._finish_everything(event.time)
 
     def _finish_everything(self, time: str) -> None:
@@ -316,6 +329,31 @@ class StatusFold:
 
     def _cancel_requested(self, event: ExecutionEvent, _requested: CancelRequested) -> None:
         self._status.run.cancel_requested = True
+
+    def _pause_requested(self, event: ExecutionEvent, _requested: PauseRequested) -> None:
+        self._status.run.pause_requested = True
+
+    def _paused(self, event: ExecutionEvent, _paused: Paused) -> None:
+        # A resume may have come while the run was stopping.
+        self._status.run.paused = self._status.run.pause_requested
+
+    def _resumed(self, event: ExecutionEvent, _resumed: Resumed) -> None:
+        self._status.run.pause_requested = self._status.run.paused = False
+
+    def _steering_requested(self, event: ExecutionEvent, requested: SteeringRequested) -> None:
+        run = self._status.run
+        if requested.execution_id not in (*run.steering, *run.joined):
+            run.steering.append(requested.execution_id)
+
+    def _steering_joined(self, event: ExecutionEvent, joined: SteeringJoined) -> None:
+        run = self._status.run
+        if joined.execution_id in run.steering:
+            run.steering.remove(joined.execution_id)
+        if joined.execution_id not in run.joined:
+            run.joined.append(joined.execution_id)
+
+    def _joined_execution(self, event: ExecutionEvent, joined: JoinedExecution) -> None:
+        self._status.run.joined_execution_id = joined.execution_id
 
     def _status_merged(self, event: ExecutionEvent, merged: StatusMerged) -> None:
         merge_status(self._status, merged.status)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,9 +21,31 @@ UPDATE_EXECUTION_STATUS = "UpdateExecutionStatus"
 COMPLETE_EXTERNAL_ACTIVITY = "stigmer/system/complete-external-activity"
 
 
+# Ours alone.
+CLEANUP_WORKFLOW_TYPE = "agent-runner/session/cleanup"
+FORGET_THREAD = "agent-runner/forget-thread"
+OWNER_MEMO = "agentRunnerOwner"
+"""Memo of the workflow: which store its execution is in, since several may share a namespace."""
+
+
 def workflow_id(execution_id: str) -> str:
     """Id of the workflow that runs an execution."""
     return f"{WORKFLOW_TYPE}/{execution_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRemains:
+    """What runners hold of a session that was deleted; argument of the workflow which removes it.
+
+    Attributes:
+        sandbox_id: as the session has it; empty when it never had one.
+        wait_seconds: before the removal begins, for a runner that may not have stopped yet.
+    """
+
+    session_id: str
+    thread_id: str
+    sandbox_id: str = ""
+    wait_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +58,14 @@ class InvokeOptions:
         execution_timeout_seconds: the longest one attempt may take.
         heartbeat_timeout_seconds: silence after which the execution is given to another worker.
         max_attempts: how often in all it is tried.
+        only_tell_caller: the execution has ended, and whoever waits for it has not been told.
     """
 
     waiting_caller: bool = False
     execution_timeout_seconds: float = 86_400.0
     heartbeat_timeout_seconds: float = 5.0
     max_attempts: int = 20
+    only_tell_caller: bool = False
 
 
 class WorkflowStarter(Protocol):
@@ -57,10 +82,14 @@ class WorkflowStarter(Protocol):
         *,
         waiting_caller: bool,
         execution: AgentExecution | None = None,
+        again: bool = False,
+        only_tell_caller: bool = False,
     ) -> None:
         """Start the execution's workflow; nothing happens when it runs already or has run.
 
         Args:
+            again: start it also when it has run, to go on with an execution that has not ended.
+            only_tell_caller: with `again`: the execution has ended and its caller still waits.
             waiting_caller: whether the execution has a callback token.
             execution: the execution itself; gives its name and organization, and the whole argument
                 where a foreign runner needs it.
@@ -83,6 +112,23 @@ class WorkflowStarter(Protocol):
 
         Raises:
             WorkflowServiceUnavailableError: it was not stopped.
+        """
+        ...
+
+    def unended(self) -> AsyncIterator[str]:
+        """Ids of the executions of this store that have a workflow which runs, as far as is known: one
+        that began or ended in the last seconds may be missing, or there still.
+
+        Raises:
+            WorkflowServiceUnavailableError: nobody could be asked.
+        """
+        ...
+
+    async def clean_up(self, remains: SessionRemains) -> None:
+        """Have runners remove what they hold of a session; goes on until it is done.
+
+        Raises:
+            WorkflowServiceUnavailableError: nobody was asked.
         """
         ...
 

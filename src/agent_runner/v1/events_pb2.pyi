@@ -53,8 +53,16 @@ class ExecutionEvent(_message.Message):
     RUN_DESCRIBED_FIELD_NUMBER: _builtins.int
     CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
     STATUS_MERGED_FIELD_NUMBER: _builtins.int
+    PAUSE_REQUESTED_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    RESUMED_FIELD_NUMBER: _builtins.int
+    STEERING_REQUESTED_FIELD_NUMBER: _builtins.int
+    STEERING_JOINED_FIELD_NUMBER: _builtins.int
+    JOINED_EXECUTION_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
-    """Position in the execution's log, from 1, without gaps. Set by the control plane."""
+    """Position in the execution's log, from 1, without gaps. Set by the control plane. Once an execution
+    has ended, text is folded into its message; the events that are left keep their numbers.
+    """
     time: _builtins.str
     """When it happened, RFC 3339 with microseconds, UTC."""
     attempt: _builtins.int
@@ -99,6 +107,18 @@ class ExecutionEvent(_message.Message):
     def cancel_requested(self) -> Global___CancelRequested: ...
     @_builtins.property
     def status_merged(self) -> Global___StatusMerged: ...
+    @_builtins.property
+    def pause_requested(self) -> Global___PauseRequested: ...
+    @_builtins.property
+    def paused(self) -> Global___Paused: ...
+    @_builtins.property
+    def resumed(self) -> Global___Resumed: ...
+    @_builtins.property
+    def steering_requested(self) -> Global___SteeringRequested: ...
+    @_builtins.property
+    def steering_joined(self) -> Global___SteeringJoined: ...
+    @_builtins.property
+    def joined_execution(self) -> Global___JoinedExecution: ...
     def __init__(
         self,
         *,
@@ -125,12 +145,18 @@ class ExecutionEvent(_message.Message):
         run_described: Global___RunDescribed | None = ...,
         cancel_requested: Global___CancelRequested | None = ...,
         status_merged: Global___StatusMerged | None = ...,
+        pause_requested: Global___PauseRequested | None = ...,
+        paused: Global___Paused | None = ...,
+        resumed: Global___Resumed | None = ...,
+        steering_requested: Global___SteeringRequested | None = ...,
+        steering_joined: Global___SteeringJoined | None = ...,
+        joined_execution: Global___JoinedExecution | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["approval_asked", b"approval_asked", "approval_resolved", b"approval_resolved", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "event", b"event", "message_completed", b"message_completed", "message_delta", b"message_delta", "message_started", b"message_started", "phase_changed", b"phase_changed", "run_described", b"run_described", "status_merged", b"status_merged", "sub_agent_completed", b"sub_agent_completed", "sub_agent_started", b"sub_agent_started", "todos_changed", b"todos_changed", "tool_call_completed", b"tool_call_completed", "tool_call_failed", b"tool_call_failed", "tool_call_output", b"tool_call_output", "tool_call_started", b"tool_call_started", "usage_reported", b"usage_reported", "warning_raised", b"warning_raised"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["approval_asked", b"approval_asked", "approval_resolved", b"approval_resolved", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "event", b"event", "joined_execution", b"joined_execution", "message_completed", b"message_completed", "message_delta", b"message_delta", "message_started", b"message_started", "pause_requested", b"pause_requested", "paused", b"paused", "phase_changed", b"phase_changed", "resumed", b"resumed", "run_described", b"run_described", "status_merged", b"status_merged", "steering_joined", b"steering_joined", "steering_requested", b"steering_requested", "sub_agent_completed", b"sub_agent_completed", "sub_agent_started", b"sub_agent_started", "todos_changed", b"todos_changed", "tool_call_completed", b"tool_call_completed", "tool_call_failed", b"tool_call_failed", "tool_call_output", b"tool_call_output", "tool_call_started", b"tool_call_started", "usage_reported", b"usage_reported", "warning_raised", b"warning_raised"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_asked", b"approval_asked", "approval_resolved", b"approval_resolved", "attempt", b"attempt", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "event", b"event", "message_completed", b"message_completed", "message_delta", b"message_delta", "message_started", b"message_started", "phase_changed", b"phase_changed", "run_described", b"run_described", "seq", b"seq", "status_merged", b"status_merged", "sub_agent_completed", b"sub_agent_completed", "sub_agent_id", b"sub_agent_id", "sub_agent_started", b"sub_agent_started", "time", b"time", "todos_changed", b"todos_changed", "tool_call_completed", b"tool_call_completed", "tool_call_failed", b"tool_call_failed", "tool_call_output", b"tool_call_output", "tool_call_started", b"tool_call_started", "usage_reported", b"usage_reported", "warning_raised", b"warning_raised"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_asked", b"approval_asked", "approval_resolved", b"approval_resolved", "attempt", b"attempt", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "event", b"event", "joined_execution", b"joined_execution", "message_completed", b"message_completed", "message_delta", b"message_delta", "message_started", b"message_started", "pause_requested", b"pause_requested", "paused", b"paused", "phase_changed", b"phase_changed", "resumed", b"resumed", "run_described", b"run_described", "seq", b"seq", "status_merged", b"status_merged", "steering_joined", b"steering_joined", "steering_requested", b"steering_requested", "sub_agent_completed", b"sub_agent_completed", "sub_agent_id", b"sub_agent_id", "sub_agent_started", b"sub_agent_started", "time", b"time", "todos_changed", b"todos_changed", "tool_call_completed", b"tool_call_completed", "tool_call_failed", b"tool_call_failed", "tool_call_output", b"tool_call_output", "tool_call_started", b"tool_call_started", "usage_reported", b"usage_reported", "warning_raised", b"warning_raised"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["phase_changed", "attempt_started", "message_started", "message_delta", "message_completed", "tool_call_started", "tool_call_output", "tool_call_completed", "tool_call_failed", "todos_changed", "sub_agent_started", "sub_agent_completed", "usage_reported", "approval_asked", "approval_resolved", "warning_raised", "run_described", "cancel_requested", "status_merged"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["phase_changed", "attempt_started", "message_started", "message_delta", "message_completed", "tool_call_started", "tool_call_output", "tool_call_completed", "tool_call_failed", "todos_changed", "sub_agent_started", "sub_agent_completed", "usage_reported", "approval_asked", "approval_resolved", "warning_raised", "run_described", "cancel_requested", "status_merged", "pause_requested", "paused", "resumed", "steering_requested", "steering_joined", "joined_execution"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -611,6 +637,124 @@ class CancelRequested(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelRequested: _TypeAlias = CancelRequested  # noqa: Y015
+
+@_typing.final
+class PauseRequested(_message.Message):
+    """Somebody asked to pause. The run stops after its super-step."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseRequested: _TypeAlias = PauseRequested  # noqa: Y015
+
+@_typing.final
+class Paused(_message.Message):
+    """The run has stopped at a checkpoint and holds no worker; nothing happens until it is resumed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Paused: _TypeAlias = Paused  # noqa: Y015
+
+@_typing.final
+class Resumed(_message.Message):
+    """Somebody asked to go on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Resumed: _TypeAlias = Resumed  # noqa: Y015
+
+@_typing.final
+class SteeringRequested(_message.Message):
+    """The message of another execution is to join this one before its next model call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTION_ID_FIELD_NUMBER: _builtins.int
+    execution_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        execution_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution_id", b"execution_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SteeringRequested: _TypeAlias = SteeringRequested  # noqa: Y015
+
+@_typing.final
+class SteeringJoined(_message.Message):
+    """It joined: the message stands in this execution, and its own execution is over."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTION_ID_FIELD_NUMBER: _builtins.int
+    execution_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        execution_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution_id", b"execution_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SteeringJoined: _TypeAlias = SteeringJoined  # noqa: Y015
+
+@_typing.final
+class JoinedExecution(_message.Message):
+    """The message of this execution joined another one, which answers it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTION_ID_FIELD_NUMBER: _builtins.int
+    execution_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        execution_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution_id", b"execution_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JoinedExecution: _TypeAlias = JoinedExecution  # noqa: Y015
 
 @_typing.final
 class StatusMerged(_message.Message):

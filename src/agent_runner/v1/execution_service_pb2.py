@@ -27,7 +27,7 @@ from ai.stigmer.agentic.agentexecution.v1 import api_pb2 as ai_dot_stigmer_dot_a
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'agent_runner/v1/execution_service.proto\x12\x0f\x61gent_runner.v1\x1a\x1c\x61gent_runner/v1/events.proto\x1a.ai/stigmer/agentic/agentexecution/v1/api.proto\x1a\x1b\x62uf/validate/validate.proto\"i\n\x15WatchExecutionRequest\x12*\n\x0c\x65xecution_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01R\x0b\x65xecutionId\x12$\n\tafter_seq\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00R\x08\x61\x66terSeq\"Q\n\x16WatchExecutionResponse\x12\x37\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1f.agent_runner.v1.ExecutionEventR\x06\x65vents\"\\\n\x16\x43\x61ncelExecutionRequest\x12*\n\x0c\x65xecution_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01R\x0b\x65xecutionId\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\"m\n\x17\x43\x61ncelExecutionResponse\x12R\n\texecution\x18\x01 \x01(\x0b\x32\x34.ai.stigmer.agentic.agentexecution.v1.AgentExecutionR\texecution2\xdd\x01\n\x10\x45xecutionService\x12\x63\n\x0eWatchExecution\x12&.agent_runner.v1.WatchExecutionRequest\x1a\'.agent_runner.v1.WatchExecutionResponse0\x01\x12\x64\n\x0f\x43\x61ncelExecution\x12\'.agent_runner.v1.CancelExecutionRequest\x1a(.agent_runner.v1.CancelExecutionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'agent_runner/v1/execution_service.proto\x12\x0f\x61gent_runner.v1\x1a\x1c\x61gent_runner/v1/events.proto\x1a.ai/stigmer/agentic/agentexecution/v1/api.proto\x1a\x1b\x62uf/validate/validate.proto\"i\n\x15WatchExecutionRequest\x12*\n\x0c\x65xecution_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01R\x0b\x65xecutionId\x12$\n\tafter_seq\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00R\x08\x61\x66terSeq\"Q\n\x16WatchExecutionResponse\x12\x37\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1f.agent_runner.v1.ExecutionEventR\x06\x65vents\"\\\n\x16\x43\x61ncelExecutionRequest\x12*\n\x0c\x65xecution_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01R\x0b\x65xecutionId\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\"m\n\x17\x43\x61ncelExecutionResponse\x12R\n\texecution\x18\x01 \x01(\x0b\x32\x34.ai.stigmer.agentic.agentexecution.v1.AgentExecutionR\texecution\"_\n\x19TerminateExecutionRequest\x12*\n\x0c\x65xecution_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01R\x0b\x65xecutionId\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\"p\n\x1aTerminateExecutionResponse\x12R\n\texecution\x18\x01 \x01(\x0b\x32\x34.ai.stigmer.agentic.agentexecution.v1.AgentExecutionR\texecution\"[\n\x15PauseExecutionRequest\x12*\n\x0c\x65xecution_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01R\x0b\x65xecutionId\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\"l\n\x16PauseExecutionResponse\x12R\n\texecution\x18\x01 \x01(\x0b\x32\x34.ai.stigmer.agentic.agentexecution.v1.AgentExecutionR\texecution\"D\n\x16ResumeExecutionRequest\x12*\n\x0c\x65xecution_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01R\x0b\x65xecutionId\"m\n\x17ResumeExecutionResponse\x12R\n\texecution\x18\x01 \x01(\x0b\x32\x34.ai.stigmer.agentic.agentexecution.v1.AgentExecutionR\texecution2\x95\x04\n\x10\x45xecutionService\x12\x63\n\x0eWatchExecution\x12&.agent_runner.v1.WatchExecutionRequest\x1a\'.agent_runner.v1.WatchExecutionResponse0\x01\x12\x64\n\x0f\x43\x61ncelExecution\x12\'.agent_runner.v1.CancelExecutionRequest\x1a(.agent_runner.v1.CancelExecutionResponse\x12m\n\x12TerminateExecution\x12*.agent_runner.v1.TerminateExecutionRequest\x1a+.agent_runner.v1.TerminateExecutionResponse\x12\x61\n\x0ePauseExecution\x12&.agent_runner.v1.PauseExecutionRequest\x1a\'.agent_runner.v1.PauseExecutionResponse\x12\x64\n\x0fResumeExecution\x12\'.agent_runner.v1.ResumeExecutionRequest\x1a(.agent_runner.v1.ResumeExecutionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,6 +40,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHEXECUTIONREQUEST'].fields_by_name['after_seq']._serialized_options = b'\272H\004\"\002(\000'
   _globals['_CANCELEXECUTIONREQUEST'].fields_by_name['execution_id']._loaded_options = None
   _globals['_CANCELEXECUTIONREQUEST'].fields_by_name['execution_id']._serialized_options = b'\272H\004r\002\020\001'
+  _globals['_TERMINATEEXECUTIONREQUEST'].fields_by_name['execution_id']._loaded_options = None
+  _globals['_TERMINATEEXECUTIONREQUEST'].fields_by_name['execution_id']._serialized_options = b'\272H\004r\002\020\001'
+  _globals['_PAUSEEXECUTIONREQUEST'].fields_by_name['execution_id']._loaded_options = None
+  _globals['_PAUSEEXECUTIONREQUEST'].fields_by_name['execution_id']._serialized_options = b'\272H\004r\002\020\001'
+  _globals['_RESUMEEXECUTIONREQUEST'].fields_by_name['execution_id']._loaded_options = None
+  _globals['_RESUMEEXECUTIONREQUEST'].fields_by_name['execution_id']._serialized_options = b'\272H\004r\002\020\001'
   _globals['_WATCHEXECUTIONREQUEST']._serialized_start=167
   _globals['_WATCHEXECUTIONREQUEST']._serialized_end=272
   _globals['_WATCHEXECUTIONRESPONSE']._serialized_start=274
@@ -48,6 +54,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CANCELEXECUTIONREQUEST']._serialized_end=449
   _globals['_CANCELEXECUTIONRESPONSE']._serialized_start=451
   _globals['_CANCELEXECUTIONRESPONSE']._serialized_end=560
-  _globals['_EXECUTIONSERVICE']._serialized_start=563
-  _globals['_EXECUTIONSERVICE']._serialized_end=784
+  _globals['_TERMINATEEXECUTIONREQUEST']._serialized_start=562
+  _globals['_TERMINATEEXECUTIONREQUEST']._serialized_end=657
+  _globals['_TERMINATEEXECUTIONRESPONSE']._serialized_start=659
+  _globals['_TERMINATEEXECUTIONRESPONSE']._serialized_end=771
+  _globals['_PAUSEEXECUTIONREQUEST']._serialized_start=773
+  _globals['_PAUSEEXECUTIONREQUEST']._serialized_end=864
+  _globals['_PAUSEEXECUTIONRESPONSE']._serialized_start=866
+  _globals['_PAUSEEXECUTIONRESPONSE']._serialized_end=974
+  _globals['_RESUMEEXECUTIONREQUEST']._serialized_start=976
+  _globals['_RESUMEEXECUTIONREQUEST']._serialized_end=1044
+  _globals['_RESUMEEXECUTIONRESPONSE']._serialized_start=1046
+  _globals['_RESUMEEXECUTIONRESPONSE']._serialized_end=1155
+  _globals['_EXECUTIONSERVICE']._serialized_start=1158
+  _globals['_EXECUTIONSERVICE']._serialized_end=1691
 # @@protoc_insertion_point(module_scope)

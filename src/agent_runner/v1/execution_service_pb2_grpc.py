@@ -45,6 +45,21 @@ class ExecutionServiceStub:
                 request_serializer=agent__runner_dot_v1_dot_execution__service__pb2.CancelExecutionRequest.SerializeToString,
                 response_deserializer=agent__runner_dot_v1_dot_execution__service__pb2.CancelExecutionResponse.FromString,
                 _registered_method=True)
+        self.TerminateExecution = channel.unary_unary(
+                '/agent_runner.v1.ExecutionService/TerminateExecution',
+                request_serializer=agent__runner_dot_v1_dot_execution__service__pb2.TerminateExecutionRequest.SerializeToString,
+                response_deserializer=agent__runner_dot_v1_dot_execution__service__pb2.TerminateExecutionResponse.FromString,
+                _registered_method=True)
+        self.PauseExecution = channel.unary_unary(
+                '/agent_runner.v1.ExecutionService/PauseExecution',
+                request_serializer=agent__runner_dot_v1_dot_execution__service__pb2.PauseExecutionRequest.SerializeToString,
+                response_deserializer=agent__runner_dot_v1_dot_execution__service__pb2.PauseExecutionResponse.FromString,
+                _registered_method=True)
+        self.ResumeExecution = channel.unary_unary(
+                '/agent_runner.v1.ExecutionService/ResumeExecution',
+                request_serializer=agent__runner_dot_v1_dot_execution__service__pb2.ResumeExecutionRequest.SerializeToString,
+                response_deserializer=agent__runner_dot_v1_dot_execution__service__pb2.ResumeExecutionResponse.FromString,
+                _registered_method=True)
 
 
 class ExecutionServiceServicer:
@@ -68,6 +83,31 @@ class ExecutionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TerminateExecution(self, request, context):
+        """Ends an execution without asking its runner, which learns of it and stops what it does. The phase is
+        CANCELLED when this returns. FAILED_PRECONDITION: it has ended already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseExecution(self, request, context):
+        """Asks an execution to stop after its super-step and to hold no worker until it is resumed. One that
+        waits for its session is paused at once and keeps its place. Nothing happens when it is paused.
+        FAILED_PRECONDITION: it has ended already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeExecution(self, request, context):
+        """Lets a paused execution go on from its checkpoint; nothing happens when it is not paused.
+        FAILED_PRECONDITION: it has ended already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ExecutionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -80,6 +120,21 @@ def add_ExecutionServiceServicer_to_server(servicer, server):
                     servicer.CancelExecution,
                     request_deserializer=agent__runner_dot_v1_dot_execution__service__pb2.CancelExecutionRequest.FromString,
                     response_serializer=agent__runner_dot_v1_dot_execution__service__pb2.CancelExecutionResponse.SerializeToString,
+            ),
+            'TerminateExecution': grpc.unary_unary_rpc_method_handler(
+                    servicer.TerminateExecution,
+                    request_deserializer=agent__runner_dot_v1_dot_execution__service__pb2.TerminateExecutionRequest.FromString,
+                    response_serializer=agent__runner_dot_v1_dot_execution__service__pb2.TerminateExecutionResponse.SerializeToString,
+            ),
+            'PauseExecution': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseExecution,
+                    request_deserializer=agent__runner_dot_v1_dot_execution__service__pb2.PauseExecutionRequest.FromString,
+                    response_serializer=agent__runner_dot_v1_dot_execution__service__pb2.PauseExecutionResponse.SerializeToString,
+            ),
+            'ResumeExecution': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeExecution,
+                    request_deserializer=agent__runner_dot_v1_dot_execution__service__pb2.ResumeExecutionRequest.FromString,
+                    response_serializer=agent__runner_dot_v1_dot_execution__service__pb2.ResumeExecutionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -137,6 +192,87 @@ class ExecutionService:
             '/agent_runner.v1.ExecutionService/CancelExecution',
             agent__runner_dot_v1_dot_execution__service__pb2.CancelExecutionRequest.SerializeToString,
             agent__runner_dot_v1_dot_execution__service__pb2.CancelExecutionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TerminateExecution(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agent_runner.v1.ExecutionService/TerminateExecution',
+            agent__runner_dot_v1_dot_execution__service__pb2.TerminateExecutionRequest.SerializeToString,
+            agent__runner_dot_v1_dot_execution__service__pb2.TerminateExecutionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseExecution(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agent_runner.v1.ExecutionService/PauseExecution',
+            agent__runner_dot_v1_dot_execution__service__pb2.PauseExecutionRequest.SerializeToString,
+            agent__runner_dot_v1_dot_execution__service__pb2.PauseExecutionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeExecution(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agent_runner.v1.ExecutionService/ResumeExecution',
+            agent__runner_dot_v1_dot_execution__service__pb2.ResumeExecutionRequest.SerializeToString,
+            agent__runner_dot_v1_dot_execution__service__pb2.ResumeExecutionResponse.FromString,
             options,
             channel_credentials,
             insecure,

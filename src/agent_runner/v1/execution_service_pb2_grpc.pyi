@@ -42,6 +42,19 @@ class ExecutionServiceStub:
     """Asks a running or waiting execution to stop. Answers at once; the phase becomes CANCELLED when it
     has stopped. FAILED_PRECONDITION: it has ended already.
     """
+    TerminateExecution: _grpc.UnaryUnaryMultiCallable[_execution_service_pb2.TerminateExecutionRequest, _execution_service_pb2.TerminateExecutionResponse]
+    """Ends an execution without asking its runner, which learns of it and stops what it does. The phase is
+    CANCELLED when this returns. FAILED_PRECONDITION: it has ended already.
+    """
+    PauseExecution: _grpc.UnaryUnaryMultiCallable[_execution_service_pb2.PauseExecutionRequest, _execution_service_pb2.PauseExecutionResponse]
+    """Asks an execution to stop after its super-step and to hold no worker until it is resumed. One that
+    waits for its session is paused at once and keeps its place. Nothing happens when it is paused.
+    FAILED_PRECONDITION: it has ended already.
+    """
+    ResumeExecution: _grpc.UnaryUnaryMultiCallable[_execution_service_pb2.ResumeExecutionRequest, _execution_service_pb2.ResumeExecutionResponse]
+    """Lets a paused execution go on from its checkpoint; nothing happens when it is not paused.
+    FAILED_PRECONDITION: it has ended already.
+    """
 
 @_typing.type_check_only
 class ExecutionServiceAsyncStub(ExecutionServiceStub):
@@ -56,6 +69,19 @@ class ExecutionServiceAsyncStub(ExecutionServiceStub):
     CancelExecution: _aio.UnaryUnaryMultiCallable[_execution_service_pb2.CancelExecutionRequest, _execution_service_pb2.CancelExecutionResponse]  # type: ignore[assignment]
     """Asks a running or waiting execution to stop. Answers at once; the phase becomes CANCELLED when it
     has stopped. FAILED_PRECONDITION: it has ended already.
+    """
+    TerminateExecution: _aio.UnaryUnaryMultiCallable[_execution_service_pb2.TerminateExecutionRequest, _execution_service_pb2.TerminateExecutionResponse]  # type: ignore[assignment]
+    """Ends an execution without asking its runner, which learns of it and stops what it does. The phase is
+    CANCELLED when this returns. FAILED_PRECONDITION: it has ended already.
+    """
+    PauseExecution: _aio.UnaryUnaryMultiCallable[_execution_service_pb2.PauseExecutionRequest, _execution_service_pb2.PauseExecutionResponse]  # type: ignore[assignment]
+    """Asks an execution to stop after its super-step and to hold no worker until it is resumed. One that
+    waits for its session is paused at once and keeps its place. Nothing happens when it is paused.
+    FAILED_PRECONDITION: it has ended already.
+    """
+    ResumeExecution: _aio.UnaryUnaryMultiCallable[_execution_service_pb2.ResumeExecutionRequest, _execution_service_pb2.ResumeExecutionResponse]  # type: ignore[assignment]
+    """Lets a paused execution go on from its checkpoint; nothing happens when it is not paused.
+    FAILED_PRECONDITION: it has ended already.
     """
 
 class ExecutionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -80,6 +106,37 @@ class ExecutionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_execution_service_pb2.CancelExecutionResponse, _abc.Awaitable[_execution_service_pb2.CancelExecutionResponse]]:
         """Asks a running or waiting execution to stop. Answers at once; the phase becomes CANCELLED when it
         has stopped. FAILED_PRECONDITION: it has ended already.
+        """
+
+    @_abc_1.abstractmethod
+    def TerminateExecution(
+        self,
+        request: _execution_service_pb2.TerminateExecutionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_execution_service_pb2.TerminateExecutionResponse, _abc.Awaitable[_execution_service_pb2.TerminateExecutionResponse]]:
+        """Ends an execution without asking its runner, which learns of it and stops what it does. The phase is
+        CANCELLED when this returns. FAILED_PRECONDITION: it has ended already.
+        """
+
+    @_abc_1.abstractmethod
+    def PauseExecution(
+        self,
+        request: _execution_service_pb2.PauseExecutionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_execution_service_pb2.PauseExecutionResponse, _abc.Awaitable[_execution_service_pb2.PauseExecutionResponse]]:
+        """Asks an execution to stop after its super-step and to hold no worker until it is resumed. One that
+        waits for its session is paused at once and keeps its place. Nothing happens when it is paused.
+        FAILED_PRECONDITION: it has ended already.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeExecution(
+        self,
+        request: _execution_service_pb2.ResumeExecutionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_execution_service_pb2.ResumeExecutionResponse, _abc.Awaitable[_execution_service_pb2.ResumeExecutionResponse]]:
+        """Lets a paused execution go on from its checkpoint; nothing happens when it is not paused.
+        FAILED_PRECONDITION: it has ended already.
         """
 
 def add_ExecutionServiceServicer_to_server(servicer: ExecutionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -68,6 +68,7 @@ class StartAttemptResponse(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     EXECUTION_FIELD_NUMBER: _builtins.int
     TOOL_CALLS_FIELD_NUMBER: _builtins.int
+    STEERING_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
     """To be sent with every append."""
     @_builtins.property
@@ -78,16 +79,23 @@ class StartAttemptResponse(_message.Message):
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___RecordedToolCall]:
         """Tool calls earlier attempts have logged, oldest first: the journal a resumed turn reads."""
 
+    @_builtins.property
+    def steering(self) -> _containers.RepeatedCompositeFieldContainer[Global___SteeringMessage]:
+        """Messages that are to join the turn, those which joined in earlier attempts included: a resumed turn
+        takes those its checkpoint does not have.
+        """
+
     def __init__(
         self,
         *,
         attempt: _builtins.int = ...,
         execution: _api_pb2.AgentExecution | None = ...,
         tool_calls: _abc.Iterable[Global___RecordedToolCall] | None = ...,
+        steering: _abc.Iterable[Global___SteeringMessage] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "execution", b"execution", "tool_calls", b"tool_calls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "execution", b"execution", "steering", b"steering", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -127,6 +135,30 @@ class RecordedToolCall(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RecordedToolCall: _TypeAlias = RecordedToolCall  # noqa: Y015
+
+@_typing.final
+class SteeringMessage(_message.Message):
+    """The message of an execution that joins another one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTION_ID_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    execution_id: _builtins.str
+    text: _builtins.str
+    def __init__(
+        self,
+        *,
+        execution_id: _builtins.str = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution_id", b"execution_id", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SteeringMessage: _TypeAlias = SteeringMessage  # noqa: Y015
 
 @_typing.final
 class AppendEventsRequest(_message.Message):
@@ -169,22 +201,32 @@ class AppendEventsResponse(_message.Message):
     LAST_SEQ_FIELD_NUMBER: _builtins.int
     NEXT_POSITION_FIELD_NUMBER: _builtins.int
     CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
+    PAUSE_REQUESTED_FIELD_NUMBER: _builtins.int
+    STEERING_FIELD_NUMBER: _builtins.int
     last_seq: _builtins.int
     """`seq` of the newest event in the log."""
     next_position: _builtins.int
     """`position` of the next append."""
     cancel_requested: _builtins.bool
     """Somebody asked to cancel: the runner stops the turn and reports CANCELLED."""
+    pause_requested: _builtins.bool
+    """Somebody asked to pause: the runner stops after the super-step and reports `paused`."""
+    @_builtins.property
+    def steering(self) -> _containers.RepeatedCompositeFieldContainer[Global___SteeringMessage]:
+        """Messages that wait to join the turn before its next model call."""
+
     def __init__(
         self,
         *,
         last_seq: _builtins.int = ...,
         next_position: _builtins.int = ...,
         cancel_requested: _builtins.bool = ...,
+        pause_requested: _builtins.bool = ...,
+        steering: _abc.Iterable[Global___SteeringMessage] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "last_seq", b"last_seq", "next_position", b"next_position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "last_seq", b"last_seq", "next_position", b"next_position", "pause_requested", b"pause_requested", "steering", b"steering"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -45,6 +45,11 @@ class ServerServiceStub:
                 request_serializer=agent__runner_dot_v1_dot_server__service__pb2.RotateKeysRequest.SerializeToString,
                 response_deserializer=agent__runner_dot_v1_dot_server__service__pb2.RotateKeysResponse.FromString,
                 _registered_method=True)
+        self.GetMetrics = channel.unary_unary(
+                '/agent_runner.v1.ServerService/GetMetrics',
+                request_serializer=agent__runner_dot_v1_dot_server__service__pb2.GetMetricsRequest.SerializeToString,
+                response_deserializer=agent__runner_dot_v1_dot_server__service__pb2.GetMetricsResponse.FromString,
+                _registered_method=True)
 
 
 class ServerServiceServicer:
@@ -66,6 +71,13 @@ class ServerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetMetrics(self, request, context):
+        """Numbers of this process, for monitoring.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ServerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +90,11 @@ def add_ServerServiceServicer_to_server(servicer, server):
                     servicer.RotateKeys,
                     request_deserializer=agent__runner_dot_v1_dot_server__service__pb2.RotateKeysRequest.FromString,
                     response_serializer=agent__runner_dot_v1_dot_server__service__pb2.RotateKeysResponse.SerializeToString,
+            ),
+            'GetMetrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMetrics,
+                    request_deserializer=agent__runner_dot_v1_dot_server__service__pb2.GetMetricsRequest.FromString,
+                    response_serializer=agent__runner_dot_v1_dot_server__service__pb2.GetMetricsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +152,33 @@ class ServerService:
             '/agent_runner.v1.ServerService/RotateKeys',
             agent__runner_dot_v1_dot_server__service__pb2.RotateKeysRequest.SerializeToString,
             agent__runner_dot_v1_dot_server__service__pb2.RotateKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMetrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agent_runner.v1.ServerService/GetMetrics',
+            agent__runner_dot_v1_dot_server__service__pb2.GetMetricsRequest.SerializeToString,
+            agent__runner_dot_v1_dot_server__service__pb2.GetMetricsResponse.FromString,
             options,
             channel_credentials,
             insecure,

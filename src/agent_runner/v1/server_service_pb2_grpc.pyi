@@ -39,6 +39,8 @@ class ServerServiceStub:
     """Encrypts every stored secret anew with the first key of the server's keyring. Safe to break off and
     to repeat.
     """
+    GetMetrics: _grpc.UnaryUnaryMultiCallable[_server_service_pb2.GetMetricsRequest, _server_service_pb2.GetMetricsResponse]
+    """Numbers of this process, for monitoring."""
 
 @_typing.type_check_only
 class ServerServiceAsyncStub(ServerServiceStub):
@@ -51,6 +53,8 @@ class ServerServiceAsyncStub(ServerServiceStub):
     """Encrypts every stored secret anew with the first key of the server's keyring. Safe to break off and
     to repeat.
     """
+    GetMetrics: _aio.UnaryUnaryMultiCallable[_server_service_pb2.GetMetricsRequest, _server_service_pb2.GetMetricsResponse]  # type: ignore[assignment]
+    """Numbers of this process, for monitoring."""
 
 class ServerServiceServicer(metaclass=_abc_1.ABCMeta):
     """What a server is and can do."""
@@ -72,5 +76,13 @@ class ServerServiceServicer(metaclass=_abc_1.ABCMeta):
         """Encrypts every stored secret anew with the first key of the server's keyring. Safe to break off and
         to repeat.
         """
+
+    @_abc_1.abstractmethod
+    def GetMetrics(
+        self,
+        request: _server_service_pb2.GetMetricsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_server_service_pb2.GetMetricsResponse, _abc.Awaitable[_server_service_pb2.GetMetricsResponse]]:
+        """Numbers of this process, for monitoring."""
 
 def add_ServerServiceServicer_to_server(servicer: ServerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -103,6 +103,11 @@ class RunStatus(_message.Message):
     SKILLS_FIELD_NUMBER: _builtins.int
     CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
     QUEUE_POSITION_FIELD_NUMBER: _builtins.int
+    PAUSE_REQUESTED_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    STEERING_FIELD_NUMBER: _builtins.int
+    JOINED_FIELD_NUMBER: _builtins.int
+    JOINED_EXECUTION_ID_FIELD_NUMBER: _builtins.int
     last_seq: _builtins.int
     """`seq` of the newest event folded in; where to start watching."""
     attempt: _builtins.int
@@ -113,6 +118,11 @@ class RunStatus(_message.Message):
     cancel_requested: _builtins.bool
     queue_position: _builtins.int
     """Executions of the session that come before this one; 0 when it may run."""
+    pause_requested: _builtins.bool
+    """Somebody asked to pause; `paused` once the run has stopped and holds no worker."""
+    paused: _builtins.bool
+    joined_execution_id: _builtins.str
+    """The execution this one's message joined instead of running by itself."""
     @_builtins.property
     def usage(self) -> Global___Usage: ...
     @_builtins.property
@@ -121,6 +131,12 @@ class RunStatus(_message.Message):
 
     @_builtins.property
     def skills(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsedSkill]: ...
+    @_builtins.property
+    def steering(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Executions whose messages are to join this one, and those which have joined, oldest first."""
+
+    @_builtins.property
+    def joined(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -134,10 +150,15 @@ class RunStatus(_message.Message):
         skills: _abc.Iterable[Global___UsedSkill] | None = ...,
         cancel_requested: _builtins.bool = ...,
         queue_position: _builtins.int = ...,
+        pause_requested: _builtins.bool = ...,
+        paused: _builtins.bool = ...,
+        steering: _abc.Iterable[_builtins.str] | None = ...,
+        joined: _abc.Iterable[_builtins.str] | None = ...,
+        joined_execution_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cancel_requested", b"cancel_requested", "engine", b"engine", "last_seq", b"last_seq", "model", b"model", "queue_position", b"queue_position", "sandbox_id", b"sandbox_id", "skills", b"skills", "usage", b"usage", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cancel_requested", b"cancel_requested", "engine", b"engine", "joined", b"joined", "joined_execution_id", b"joined_execution_id", "last_seq", b"last_seq", "model", b"model", "pause_requested", b"pause_requested", "paused", b"paused", "queue_position", b"queue_position", "sandbox_id", b"sandbox_id", "skills", b"skills", "steering", b"steering", "usage", b"usage", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

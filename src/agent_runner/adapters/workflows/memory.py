@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 from agent_runner.errors import WorkflowServiceUnavailableError
+from agent_runner.ports.workflows import SessionRemains
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
 
 
@@ -14,6 +17,8 @@ class MemoryWorkflowStarter:
         started: execution ids in the order of their first start.
         waiting_callers: those started with a waiting caller.
         cancelled: those asked to stop, in order.
+        told: ended ones whose callers were told later.
+        cleaned: what was left of deleted sessions.
     """
 
     def __init__(self) -> None:
@@ -21,6 +26,8 @@ class MemoryWorkflowStarter:
         self.started: list[str] = []
         self.waiting_callers: set[str] = set()
         self.cancelled: list[str] = []
+        self.told: list[str] = []
+        self.cleaned: list[SessionRemains] = []
         self._running: set[str] = set()
 
     async def start(
@@ -31,9 +38,14 @@ class MemoryWorkflowStarter:
         *,
         waiting_caller: bool,
         execution: AgentExecution | None = None,
+        again: bool = False,
+        only_tell_caller: bool = False,
     ) -> None:
         self._ensure_available()
-        if execution_id in self.started:
+        if execution_id in self._running or (execution_id in self.started and not again):
+            return
+        if only_tell_caller:
+            self.told.append(execution_id)
             return
         self.started.append(execution_id)
         self._running.add(execution_id)
@@ -56,6 +68,15 @@ class MemoryWorkflowStarter:
     async def running(self, execution_id: str) -> bool:
         self._ensure_available()
         return execution_id in self._running
+
+    async def unended(self) -> AsyncIterator[str]:
+        self._ensure_available()
+        for execution_id in sorted(self._running):
+            yield execution_id
+
+    async def clean_up(self, remains: SessionRemains) -> None:
+        self._ensure_available()
+        self.cleaned.append(remains)
 
     async def reachable(self) -> bool:
         return self.available

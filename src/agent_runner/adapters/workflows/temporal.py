@@ -16,16 +16,20 @@ from temporalio.service import RPCError, RPCStatusCode
 from agent_runner.adapters.temporal.connection import TemporalConnection
 from agent_runner.errors import WorkflowServiceUnavailableError
 from agent_runner.ports.workflows import (
+    CLEANUP_WORKFLOW_TYPE,
+    OWNER_MEMO,
     RUNNER_TASK_QUEUE,
     TASK_QUEUE_MEMO,
     WORKFLOW_TASK_QUEUE,
     WORKFLOW_TYPE,
     InvokeOptions,
+    SessionRemains,
     workflow_id,
 )
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
 
 _PATIENCE = timedelta(seconds=4.5)
+_LISTING = timedelta(seconds=60)
 _AWAY = (RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED)
 
 
@@ -38,6 +42,7 @@ class StarterSettings:
         heartbeat_timeout: silence after which an execution is given to another worker.
         full_argument: put the whole execution into the workflow's argument, for foreign runners, which
             do not load it by id. Its runtime environment is then readable in the workflow's history.
+        owner: names the store, among those that share the namespace; without it `unended` finds nothing.
     """
 
     workflow_task_queue: str = WORKFLOW_TASK_QUEUE
@@ -46,6 +51,7 @@ class StarterSettings:
     heartbeat_timeout: timedelta = timedelta(seconds=5)
     max_attempts: int = 20
     full_argument: bool = False
+    owner: str = ""
 
 
 class TemporalWorkflowStarter:
@@ -67,6 +73,8 @@ class TemporalWorkflowStarter:
         *,
         waiting_caller: bool,
         execution: AgentExecution | None = None,
+        again: bool = False,
+        only_tell_caller: bool = False,
     ) -> None:
         argument = self._argument(execution_id, session_id, agent_id, execution)
         settings = self._settings
@@ -75,6 +83,7 @@ class TemporalWorkflowStarter:
             execution_timeout_seconds=settings.execution_timeout.total_seconds(),
             heartbeat_timeout_seconds=settings.heartbeat_timeout.total_seconds(),
             max_attempts=settings.max_attempts,
+            only_tell_caller=only_tell_caller,
         )
         async with self._calling():
             client = await self._connection.client()
@@ -84,8 +93,10 @@ class TemporalWorkflowStarter:
                     args=[argument, options],
                     id=workflow_id(execution_id),
                     task_queue=settings.workflow_task_queue,
-                    memo={TASK_QUEUE_MEMO: settings.runner_task_queue},
-                    id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                    memo=self._memo(),
+                    id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE
+                    if again
+                    else WorkflowIDReusePolicy.REJECT_DUPLICATE,
                     id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
                     request_eager_start=True,
                     rpc_timeout=_PATIENCE,
@@ -103,6 +114,33 @@ class TemporalWorkflowStarter:
         async with self._calling():
             handle = await self._handle(execution_id)
             return await _found(handle.terminate(reason=reason, rpc_timeout=_PATIENCE))
+
+    async def unended(self) -> AsyncIterator[str]:
+        if not self._settings.owner:
+            return
+        query = f"WorkflowType = '{WORKFLOW_TYPE}' AND ExecutionStatus = 'Running'"
+        async with self._calling(_LISTING):
+            client = await self._connection.client()
+            found = [
+                entry
+                async for entry in client.list_workflows(query, rpc_timeout=_PATIENCE)
+                if await entry.memo_value(OWNER_MEMO, "") == self._settings.owner
+            ]
+        for entry in found:
+            yield entry.id.removeprefix(f"{WORKFLOW_TYPE}/")
+
+    async def clean_up(self, remains: SessionRemains) -> None:
+        async with self._calling():
+            client = await self._connection.client()
+            await client.start_workflow(
+                CLEANUP_WORKFLOW_TYPE,
+                remains,
+                id=f"{CLEANUP_WORKFLOW_TYPE}/{remains.session_id}",
+                task_queue=self._settings.workflow_task_queue,
+                memo=self._memo(),
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                rpc_timeout=_PATIENCE,
+            )
 
     async def running(self, execution_id: str) -> bool:
         async with self._calling():
@@ -127,14 +165,18 @@ class TemporalWorkflowStarter:
         argument.spec.agent_id = agent_id
         return argument
 
+    def _memo(self) -> dict[str, str]:
+        memo = {TASK_QUEUE_MEMO: self._settings.runner_task_queue}
+        return memo | ({OWNER_MEMO: self._settings.owner} if self._settings.owner else {})
+
     async def _handle(self, execution_id: str) -> WorkflowHandle[object, object]:
         client = await self._connection.client()
         return client.get_workflow_handle(workflow_id(execution_id))
 
     @asynccontextmanager
-    async def _calling(self) -> AsyncIterator[None]:
+    async def _calling(self, patience: timedelta = _PATIENCE) -> AsyncIterator[None]:
         try:
-            async with asyncio.timeout(_PATIENCE.total_seconds()):
+            async with asyncio.timeout(patience.total_seconds()):
                 yield
         except TimeoutError as error:
             raise WorkflowServiceUnavailableError(self._connection.address) from error

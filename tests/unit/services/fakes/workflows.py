@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 from agent_runner.errors import WorkflowServiceUnavailableError
+from agent_runner.ports.workflows import SessionRemains
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
 
 
@@ -15,6 +18,8 @@ class MemoryWorkflows:
         self.open: set[str] = set()
         self.cancelled: list[str] = []
         self.terminated: list[str] = []
+        self.told: list[str] = []
+        self.cleaned: list[SessionRemains] = []
 
     async def start(
         self,
@@ -24,9 +29,13 @@ class MemoryWorkflows:
         *,
         waiting_caller: bool,
         execution: AgentExecution | None = None,
+        again: bool = False,
+        only_tell_caller: bool = False,
     ) -> None:
         self._check()
-        if execution_id not in self.started:
+        if only_tell_caller:
+            self.told.append(execution_id)
+        elif execution_id not in self.open and (again or execution_id not in self.started):
             self.started.append(execution_id)
             self.open.add(execution_id)
 
@@ -45,6 +54,15 @@ class MemoryWorkflows:
     async def running(self, execution_id: str) -> bool:
         self._check()
         return execution_id in self.open
+
+    async def unended(self) -> AsyncIterator[str]:
+        self._check()
+        for execution_id in sorted(self.open):
+            yield execution_id
+
+    async def clean_up(self, remains: SessionRemains) -> None:
+        self._check()
+        self.cleaned.append(remains)
 
     async def reachable(self) -> bool:
         return not self.away
