@@ -548,7 +548,7 @@ async def test_a_turn_that_had_ended_only_tells_its_end_again(bench: Bench) -> N
     again = Journal(calls=first.calls)
     await resumed(bench, script, turn, again)
     assert not again.began
-    assert [e.message_completed.content for e in again.events if e.HasField("message_completed")] == [
+    assert [e.message_started.content for e in again.events if e.HasField("message_started")] == [
         "the end"
     ]
     assert again.status.messages[0].id == first.status.messages[-1].id

@@ -15,6 +15,7 @@ from langchain.agents.middleware import AgentMiddleware, TodoListMiddleware
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from agent_runner.adapters.agents.answers import ArgumentWatch
+from agent_runner.adapters.agents.deepagents.graphs import Graph, GraphPool, Seats, key_of
 from agent_runner.adapters.agents.deepagents.session import DeepAgentSession
 from agent_runner.adapters.agents.limits import LimitCounter
 from agent_runner.adapters.agents.model_calls import ModelCalls, RetryPolicy
@@ -66,6 +67,7 @@ class DeepAgentsFactory:
         self._retries = retries
         # One at a time: building is Python throughout, so more threads would only starve the loop.
         self._building = asyncio.Semaphore(1)
+        self._graphs = GraphPool()
         trace_without_threads()
 
     @property
@@ -79,35 +81,33 @@ class DeepAgentsFactory:
         """See `AgentFactory.open`."""
         limits = LimitCounter(specification.limits, specification.used, specification.used_tool_calls)
         arguments = ArgumentWatch()
-        guards = [
+        key = key_of(specification)
+        graph = self._graphs.take(key) or await self._made(specification)
+        graph.seats.take(
+            specification,
             ToolCalls(journal, limits, specification.mask),
             ModelCalls(specification.model.name, limits, self._retries, journal, arguments),
-        ]
-        # The backend needs the loop it is made on; the graph takes milliseconds of schemas.
-        backend = CompositeBackend(
-            SandboxBackend(specification.sandbox, on_output=report_output),
-            {},
-            artifacts_root=ARTIFACTS_ROOT,
         )
-        async with self._building:
-            graph = await asyncio.to_thread(self._build, specification, backend, guards)
         yield DeepAgentSession(
-            graph, specification, journal, arguments, self._checkpoints.saver, self._recursion_limit
+            graph.compiled, specification, journal, arguments, self._checkpoints.saver, self._recursion_limit
         )
+        # Not after an error or a cancel: something of that turn may still be about to end.
+        self._graphs.give_back(key, graph)
 
-    def _build(
-        self,
-        specification: AgentSpecification,
-        backend: Any,
-        guards: list[AgentMiddleware[Any, Any, Any]],
-    ) -> Any:
+    async def _made(self, specification: AgentSpecification) -> Graph:
+        # The backend needs the loop it is made on; the graph takes milliseconds of schemas.
+        seats = Seats(SandboxBackend(specification.sandbox, on_output=report_output))
+        async with self._building:
+            return Graph(await asyncio.to_thread(self._build, specification, seats), seats)
+
+    def _build(self, specification: AgentSpecification, seats: Seats) -> Any:
         graph = create_deep_agent(
             model=specification.model.chat,
             tools=list(specification.tools),
             system_prompt=f"{specification.instructions}\n\n{WORKSPACE_NOTE}",
-            middleware=[_Todos(), *guards],
-            subagents=_sub_agents(specification, guards),
-            backend=backend,
+            middleware=[_Todos(), *seats.middleware],
+            subagents=_sub_agents(specification, seats.middleware),
+            backend=CompositeBackend(seats.backend, {}, artifacts_root=ARTIFACTS_ROOT),
             checkpointer=self._checkpoints.saver,
             name=specification.name or None,
         )

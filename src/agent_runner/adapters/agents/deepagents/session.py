@@ -160,7 +160,8 @@ class DeepAgentSession:
         messages = _since(state.values.get("messages", []), f"human-{turn.execution_id}")
         results = [task.result for task in state.tasks if isinstance(task.result, dict)]
         return Past(
-            Standing.UNFINISHED if state.next else Standing.FINISHED,
+            # Not `next` alone: it leaves out tasks whose results are kept while their step is not closed.
+            Standing.UNFINISHED if state.tasks or state.next else Standing.FINISHED,
             messages,
             [message for result in results for message in written_messages(result)],
             _todos_of_the_turn(state.values, messages, results),
