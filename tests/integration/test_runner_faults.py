@@ -14,6 +14,7 @@ from integration.fakes.runner_stack import Stack, stack
 
 from agent_runner.adapters.workflows.temporal import StarterSettings
 from agent_runner.runner.worker import WorkerSettings
+from agent_runner.v1.execution_service_pb2 import WatchExecutionResponse
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
     EXECUTION_CANCELLED,
@@ -204,3 +205,47 @@ async def test_an_attempt_that_takes_too_long_ends_as_failed(tmp_path: Path) -> 
     assert status.phase == EXECUTION_FAILED
     assert "longer than" in status.error
     assert "word word" in status.messages[-1].content
+
+
+async def test_one_fault_after_another_loses_nothing_and_repeats_nothing(world: Stack) -> None:
+    step = "{text: 'Step %d goes like this', delay_ms: 10, chunk_tokens: 1, calls: [%s]}"
+    call = "{name: execute, args: {command: 'echo %d >> effects; sleep 0.2'}}"
+    steps = "\n".join(f"      - {step % (n, call % n)}" for n in range(12))
+    agent = await world.agent(f"turns:\n  - steps:\n{steps}\n      - done\n")
+    workers = [await world.spawn_worker() for _ in range(2)]
+    created = [await world.create(agent) for _ in range(6)]
+    ends = [asyncio.create_task(world.ended(execution)) for execution in created]
+    for fault in ("kill", "control plane", "temporal", "term", "kill"):
+        await asyncio.sleep(1.5)
+        if fault == "control plane":
+            await world.server.stop()
+            await asyncio.sleep(1)
+            await world.server.start()
+        elif fault == "temporal" and world.temporal.pid is not None:
+            os.kill(world.temporal.pid, signal.SIGKILL)
+        else:
+            victim = workers.pop(0)
+            victim.send_signal(signal.SIGKILL if fault == "kill" else signal.SIGTERM)
+            workers.append(await world.spawn_worker())
+
+    for execution in await asyncio.gather(*ends):
+        status = execution.status
+        assert status.phase == EXECUTION_COMPLETED, status.error
+        said = [message.content for message in status.messages]
+        assert said == ["hello", *(f"Step {n} goes like this" for n in range(12)), "done"]
+        assert len(status.tool_calls) == 12
+        await effects_are_not_repeated(world, execution)
+        await the_log_has_no_gap(world, execution)
+
+
+async def effects_are_not_repeated(world: Stack, execution: AgentExecution) -> None:
+    places = world.directory.glob(f"sandboxes/**/{execution.spec.session_id}/**/effects")
+    lines = [line for path in places for line in path.read_text().split()]
+    assert len(lines) == len(set(lines))
+
+
+async def the_log_has_no_gap(world: Stack, execution: AgentExecution) -> None:
+    seqs: list[int] = []
+    async for batch in world.server.services.watches.watch(execution.metadata.id):
+        seqs += [event.seq for event in WatchExecutionResponse.FromString(batch.payload).events]
+    assert seqs == list(range(1, execution.status.run.last_seq + 1))
