@@ -8,6 +8,7 @@ usual encodings, it cannot hold back somebody who computes.
 from __future__ import annotations
 
 import traceback
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
@@ -34,11 +35,14 @@ class Masker:
     def __init__(self, secrets: Iterable[str]) -> None:
         found = {form for secret in secrets for form in forms(secret) if form != MASK}
         self._forms = sorted(found, key=len, reverse=True)
+        self._lengths = [-len(form) for form in self._forms]
         self._shortest = len(self._forms[-1]) if self._forms else 0
         self._longest = len(self._forms[0]) if self._forms else 0
-        self._by_first: dict[str, list[str]] = {}
+        self._begins: dict[str, list[str]] = {}
+        """By their first character, and by their first two."""
         for form in self._forms:
-            self._by_first.setdefault(form[0], []).append(form)
+            self._begins.setdefault(form[0], []).append(form)
+            self._begins.setdefault(form[:2], []).append(form)
 
     def __bool__(self) -> bool:
         return bool(self._forms)
@@ -76,7 +80,8 @@ class Masker:
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Where secrets are: (start, end) in order, overlapping ones joined."""
         found: list[tuple[int, int]] = []
-        for form in self._forms:
+        # Most pieces of a stream are shorter than most forms.
+        for form in self._forms[bisect_left(self._lengths, -len(text)) :]:
             at = text.find(form)
             while at >= 0:
                 found.append((at, at + len(form)))
@@ -86,10 +91,9 @@ class Masker:
     def safe_length(self, text: str) -> int:
         """How much of the beginning no secret can begin in and run on beyond the end."""
         for at in range(max(0, len(text) - self._longest + 1), len(text)):
-            rest = text[at : at + 8]
-            for form in self._by_first.get(rest[0], ()):
-                if form.startswith(rest) and len(form) > len(text) - at and form.startswith(text[at:]):
-                    return at
+            candidates = self._begins.get(text[at : at + 2])
+            if candidates and any(_runs_on(form, text, at) for form in candidates):
+                return at
         return len(text)
 
 
@@ -237,6 +241,12 @@ class LiveSecrets:
         for masker in self._maskers:
             value = masker.value(value)
         return value
+
+
+def _runs_on(form: str, text: str, at: int) -> bool:
+    """Whether all of the text from `at` on is the beginning of a longer form."""
+    # The first characters alone settle most of it, without a copy of a long rest.
+    return len(form) > len(text) - at and form.startswith(text[at : at + 16]) and form.startswith(text[at:])
 
 
 def _joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
