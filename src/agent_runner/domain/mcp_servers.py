@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from agent_runner.domain.environments import UNSET
 from ai.stigmer.agentic.agent.v1.spec_pb2 import (
+    AgentSpec,
     DockerServer,
     HttpServer,
     McpServerDefinition,
@@ -102,6 +103,16 @@ def plan_servers(
         else _planned(d, resources, variables)
         for d in definitions
     )
+
+
+def unknown_servers(agent: AgentSpec) -> list[str]:
+    """A warning for each server a sub-agent names and the agent does not have."""
+    known = {server.name for server in agent.mcp_servers}
+    return [
+        f"Sub-agent {sub.name!r} names MCP server {name!r}, which the agent does not have."
+        for sub in agent.sub_agents
+        for name in sorted({*sub.mcp_servers, *sub.mcp_tool_selections} - known)
+    ]
 
 
 def _planned(

@@ -12,7 +12,7 @@ import structlog
 from temporalio import activity
 
 from agent_runner.domain.masking import LiveSecrets, Masker
-from agent_runner.domain.mcp_servers import plan_servers
+from agent_runner.domain.mcp_servers import plan_servers, unknown_servers
 from agent_runner.errors import AgentRunnerError, LimitReachedError
 from agent_runner.ports.agents import AgentFactory, AgentSession, AgentSpecification, Turn
 from agent_runner.ports.environments import EnvironmentResolver
@@ -108,6 +108,7 @@ class TurnRun:
             self._describe(sandbox, model, skills)
             async with self._kept(plan.session, sandbox), self._tools(plan, sandbox) as tools:
                 self._warn((model.notice, *sandbox.warnings, *plan.warnings, *turns.unmasked(plan)))
+                self._warn(unknown_servers(plan.agent.spec))
                 self._warn((*skills.warnings, *tools.warnings))
                 await self._run_agent(self._specification(plan, skills, tools, sandbox, model, limits))
 

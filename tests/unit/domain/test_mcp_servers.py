@@ -6,8 +6,15 @@ from datetime import timedelta
 
 import pytest
 
-from agent_runner.domain.mcp_servers import Container, Endpoint, McpServerPlan, Program, plan_servers
-from ai.stigmer.agentic.agent.v1.spec_pb2 import McpServerDefinition
+from agent_runner.domain.mcp_servers import (
+    Container,
+    Endpoint,
+    McpServerPlan,
+    Program,
+    plan_servers,
+    unknown_servers,
+)
+from ai.stigmer.agentic.agent.v1.spec_pb2 import AgentSpec, McpServerDefinition
 from ai.stigmer.agentic.mcpserver.v1.spec_pb2 import McpServerSpec
 
 VARIABLES = {"TOKEN": "s3cr&t", "TEAM": "a b", "OTHER": "x"}
@@ -112,3 +119,15 @@ def test_a_container_is_planned_and_fixed_ports_are_a_problem() -> None:
     assert plan(definition).reach == Container("mcp/box:1", ("x",), {}, (("/data", "/d", True),))
     definition.docker.ports.add(host_port=1, container_port=1)
     assert "ports" in plan(definition).problem
+
+
+def test_a_server_a_sub_agent_alone_knows_is_told() -> None:
+    agent = AgentSpec()
+    agent.mcp_servers.add(name="git")
+    sub = agent.sub_agents.add(name="helper", mcp_servers=["git", "hub"])
+    sub.mcp_tool_selections["lab"].enabled_tools.append("x")
+
+    assert unknown_servers(agent) == [
+        "Sub-agent 'helper' names MCP server 'hub', which the agent does not have.",
+        "Sub-agent 'helper' names MCP server 'lab', which the agent does not have.",
+    ]
