@@ -116,6 +116,7 @@ def test_the_first_start_makes_a_key_only_its_user_can_read(
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert str(path) in "".join(capsys.readouterr())
     assert [file.name for file in path.parent.iterdir()] == [NAME]
+    assert open_keyring(None, tmp_path / "other").current_key_id not in sealed
     assert open_keyring(None, tmp_path / "data").open(sealed, PLACE) == "topsecret"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from pathlib import Path
@@ -48,7 +49,7 @@ def _make(path: Path) -> bool:
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(f"{_HEAD}k1:{new_key()}\n")
+            file.write(f"{_HEAD}{_new_entry()}\n")
             file.flush()
             os.fsync(file.fileno())
         os.link(draft, path)  # fails when the name is taken, unlike a rename
@@ -58,6 +59,12 @@ def _make(path: Path) -> bool:
         draft.unlink()
     _sync_directory(path.parent)
     return True
+
+
+def _new_entry() -> str:
+    """A fresh key with an id no other installation's key has, so that a missing one is known by its name."""
+    key = new_key()
+    return f"k{hashlib.sha256(key.encode()).hexdigest()[:8]}:{key}"
 
 
 def _sync_directory(path: Path) -> None:
