@@ -31,7 +31,7 @@ class BoundedOutput:
         self._tail.append(data)
         self._tail_size += len(data)
         # Whole pieces only are dropped here, so that a flood costs no copying; `value` cuts exactly.
-        while self._tail_size - len(self._tail[0]) >= self._tail_limit:
+        while self._tail and self._tail_size - len(self._tail[0]) >= self._tail_limit:
             piece = self._tail.popleft()
             self._tail_size -= len(piece)
             self._left_out += len(piece)
