@@ -39,6 +39,8 @@ class Findings:
     missing: int = 0
     uncertain: int = 0
     longest_silence: float = 0.0
+    cancels: list[float] = field(default_factory=list)
+    """Seconds from a logged cancel to the end."""
     failures: list[str] = field(default_factory=list)
     """Executions that FAILED, with the reason they state."""
     problems: list[str] = field(default_factory=list)
@@ -65,10 +67,11 @@ def check_log(watched: Watched, log: Sequence[ExecutionEvent], found: Findings) 
         found.problems.append(f"{name}: an older attempt wrote after a newer one")
     found.events += len(log)
     found.attempts += max(attempts, default=0)
-    _check_end(name, log, found)
+    _check_end(watched, log, found)
 
 
-def _check_end(name: str, log: Sequence[ExecutionEvent], found: Findings) -> None:
+def _check_end(watched: Watched, log: Sequence[ExecutionEvent], found: Findings) -> None:
+    name = watched.execution_id
     end = log[-1].phase_changed if log else None
     if end is None or not is_terminal(end.phase):
         found.problems.append(f"{name}: has not ended")
@@ -79,8 +82,20 @@ def _check_end(name: str, log: Sequence[ExecutionEvent], found: Findings) -> Non
         stated.append(f"{name}: FAILED: {end.error or 'without a reason'}")
     if end.phase == EXECUTION_COMPLETED and any(_open_calls(log)):
         found.problems.append(f"{name}: COMPLETED with calls that have not ended")
-    if end.phase == EXECUTION_CANCELLED:
+    if end.phase == EXECUTION_CANCELLED and not watched.cancelled:
         found.problems.append(f"{name}: CANCELLED, though nobody asked")
+    _check_cancel(name, log, found)
+
+
+def _check_cancel(name: str, log: Sequence[ExecutionEvent], found: Findings) -> None:
+    """A cancel that was logged is followed by the end, soon."""
+    asked = next((event for event in log if event.HasField("cancel_requested")), None)
+    if asked is None:
+        return
+    seconds = (moment(log[-1]) - moment(asked)).total_seconds()
+    found.cancels.append(seconds)
+    if seconds > UNOWNED.total_seconds():
+        found.problems.append(f"{name}: ended {seconds:.0f} s after it was cancelled")
 
 
 def _open_calls(log: Iterable[ExecutionEvent]) -> Iterator[str]:

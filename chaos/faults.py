@@ -44,6 +44,7 @@ class Plan:
         faults: in all; each begins `gap` seconds on average after the one before.
         sessions: that are busy at a time, each with up to 3 messages in its queue.
         reconnects: watchers go on until there were so many.
+        cancels: share of executions somebody cancels.
     """
 
     seed: int
@@ -52,6 +53,7 @@ class Plan:
     sessions: int = 6
     workers: int = 2
     reconnects: int = 1000
+    cancels: float = 0.15
     delay_ms: float = 20.0
     only: str = ""
 
@@ -201,6 +203,8 @@ async def _keep_busy(
                 )
                 session_id = made.session_id
                 watchers.create_task(load.follow(made, most=12))
+                if rng.random() < plan.cancels:
+                    watchers.create_task(load.cancel(runner, made, rng.uniform(0, 8)))
 
 
 async def _not_for_ever(load: Load) -> None:
@@ -249,6 +253,7 @@ def _print(load: Load, blowing: Storm, found: Findings, seconds: Sequence[float]
         f"{found.uncertain} calls reported as interrupted"
     )
     say(f"longest silence of an execution whose turn it was: {found.longest_silence:.1f} s")
+    say(f"cancel -> end: {quantiles(found.cancels)}")
     say(f"worker killed -> next attempt, other faults around: {quantiles(seconds)}")
     for line in found.failures:
         say(f"  {line}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from agent_runner.client import AgentRunner
 from agent_runner.domain.phases import is_terminal
-from agent_runner.errors import AgentRunnerError, AlreadyExistsError
+from agent_runner.errors import AgentRunnerError, AlreadyExistsError, FailedPreconditionError
 from agent_runner.v1.events_pb2 import ExecutionEvent
 from ai.stigmer.agentic.agent.v1.api_pb2 import Agent
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
@@ -30,6 +30,8 @@ class Watched:
     events: list[ExecutionEvent] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     ended: bool = False
+    cancelled: bool = False
+    """Whether somebody asked to cancel it, and was heard."""
 
     def take(self, event: ExecutionEvent) -> None:
         if event.seq != len(self.events) + 1:
@@ -111,6 +113,24 @@ class Load:
                 if not _passing(error):
                     raise
             await asyncio.sleep(0.2)
+
+    async def cancel(self, runner: AgentRunner, watched: Watched, after: float) -> None:
+        """Ask until the answer is there: that it stops, or that it has ended already."""
+        await asyncio.sleep(after)
+        while True:
+            try:
+                await runner.executions.cancel(watched.execution_id, "The storm took it.")
+            except FailedPreconditionError:
+                return
+            except AgentRunnerError as error:
+                if not _passing(error):
+                    raise
+                # The answer may be lost rather than the question.
+                watched.cancelled = True
+                await asyncio.sleep(0.2)
+            else:
+                watched.cancelled = True
+                return
 
     async def follow(self, watched: Watched, *, most: int) -> None:
         """Collect all events, breaking off after at most `most` of them and coming back.

@@ -11,6 +11,7 @@ from typing import Any
 
 EFFECTS = "effects.log"
 MOST_ROUNDS = 6
+_WORK = ("; sleep 3", "; sleep 0.3", "")
 _TEXT = "Next comes the following step, which is written down and looked at. "
 
 
@@ -40,7 +41,7 @@ def line_of(command: str) -> str:
 def _turn(when: str, rounds: int, agents: bool) -> dict[str, Any]:
     steps: list[dict[str, Any]] = []
     for number in range(1, rounds + 1):
-        calls = [execute(_append(f"#{number}", after="; sleep 0.3" if number % 2 else ""))]
+        calls = [execute(_append(f"#{number}", after=_WORK[number % len(_WORK)]))]
         if number == 2:  # two calls at once
             calls.append(execute(_append(f"#{number}b")))
         if agents and number == 1:
