@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
 from pathlib import Path
@@ -40,6 +40,16 @@ async def sandbox(tmp_path: Path) -> AsyncIterator[Sandbox]:
     await provider.aclose()
 
 
+@asynccontextmanager
+async def opened(plans: Sequence[McpServerPlan], sandbox: Sandbox, **options: Any) -> AsyncIterator[McpTools]:
+    connector = McpSessions(**options)
+    try:
+        async with connector.open(plans, sandbox) as tools:
+            yield tools
+    finally:
+        await connector.aclose()
+
+
 def stdio(name: str = "tools", **options: Any) -> McpServerPlan:
     python = str(Path(sys.base_prefix) / "bin" / "python3")
     env = {"PYTHONPATH": PACKAGES, "GIVEN": "yes"}
@@ -69,7 +79,7 @@ def names(tools: Sequence[Any]) -> list[str]:
 
 
 async def test_a_server_runs_in_the_sandbox_with_its_own_variables_alone(sandbox: Sandbox) -> None:
-    async with McpSessions().open([stdio()], sandbox) as tools:
+    async with opened([stdio()], sandbox) as tools:
         assert not tools.warnings
         assert text(await call(tools, "add", a=2, b=40)) == "42"
         variables = text(await call(tools, "environment"))
@@ -94,7 +104,7 @@ def server_processes() -> str:
 
 
 async def test_an_error_of_a_tool_reaches_the_model_as_an_error(sandbox: Sandbox) -> None:
-    async with McpSessions().open([stdio()], sandbox) as tools:
+    async with opened([stdio()], sandbox) as tools:
         failed = await call(tools, "fail", reason="no such city")
         wrong = await call(tools, "add", a="two", b=1)
 
@@ -103,19 +113,19 @@ async def test_an_error_of_a_tool_reaches_the_model_as_an_error(sandbox: Sandbox
 
 
 async def test_a_name_of_a_built_in_tool_gets_the_servers_in_front(sandbox: Sandbox) -> None:
-    async with McpSessions().open([stdio()], sandbox) as tools:
+    async with opened([stdio()], sandbox) as tools:
         assert "tools_read_file" in names(tools.for_agent())
         assert text(await call(tools, "tools_read_file", path="x")) == "read x"
 
 
 async def test_two_servers_with_one_tool_name_both_keep_it_behind_their_own(sandbox: Sandbox) -> None:
-    async with McpSessions().open([stdio("one"), stdio("two")], sandbox) as tools:
+    async with opened([stdio("one"), stdio("two")], sandbox) as tools:
         assert {"one_add", "two_add"} <= set(names(tools.for_agent()))
         assert text(await call(tools, "two_add", a=1, b=1)) == "2"
 
 
 async def test_agent_and_sub_agents_get_what_they_have_chosen(sandbox: Sandbox) -> None:
-    async with McpSessions().open([stdio(enabled_tools=("add", "nonsense"))], sandbox) as tools:
+    async with opened([stdio(enabled_tools=("add", "nonsense"))], sandbox) as tools:
         assert names(tools.for_agent()) == ["add"]
         assert names(tools.for_sub_agent(["tools"], {})) == ["add"]
         assert names(tools.for_sub_agent(["tools"], {"tools": ["fail"]})) == ["fail"]
@@ -126,8 +136,7 @@ async def test_agent_and_sub_agents_get_what_they_have_chosen(sandbox: Sandbox) 
 async def test_progress_is_told_and_counts_as_a_sign_of_life(sandbox: Sandbox) -> None:
     told: list[tuple[str, str]] = []
     plan, mine = stdio(timeout=timedelta(seconds=1)), ContextVar("mine", default="nobody's")
-    connector = McpSessions(on_progress=lambda line: told.append((mine.get(), line)))
-    async with connector.open([plan], sandbox) as tools:
+    async with opened([plan], sandbox, on_progress=lambda line: told.append((mine.get(), line))) as tools:
         mine.set("my call")
         assert text(await call(tools, "slow", seconds=2)) == "done"
 
@@ -135,7 +144,7 @@ async def test_progress_is_told_and_counts_as_a_sign_of_life(sandbox: Sandbox) -
 
 
 async def test_a_silent_call_ends_as_an_error_and_the_server_hears_of_it(sandbox: Sandbox) -> None:
-    async with McpSessions().open([stdio(timeout=timedelta(seconds=1))], sandbox) as tools:
+    async with opened([stdio(timeout=timedelta(seconds=1))], sandbox) as tools:
         silent = await call(tools, "sleep", seconds=60)
         again = await call(tools, "add", a=1, b=1)
 
@@ -145,7 +154,7 @@ async def test_a_silent_call_ends_as_an_error_and_the_server_hears_of_it(sandbox
 
 
 async def test_cancelling_a_call_cancels_it_at_the_server(sandbox: Sandbox) -> None:
-    async with McpSessions().open([stdio()], sandbox) as tools:
+    async with opened([stdio()], sandbox) as tools:
         running = asyncio.ensure_future(call(tools, "sleep", seconds=60))
         await call(tools, "add", a=1, b=1)  # the server has read the first call by then
         running.cancel()
@@ -156,8 +165,19 @@ async def test_cancelling_a_call_cancels_it_at_the_server(sandbox: Sandbox) -> N
     assert await sandbox.get(["/workspace/cancelled"]) == [(b"yes", None)]
 
 
+async def test_a_server_that_does_not_end_holds_up_nobody(sandbox: Sandbox) -> None:
+    stubborn = LIAR.replace("TOOLS", "[]") + "\nimport time\ntime.sleep(600)\n"
+    connector, loop = McpSessions(), asyncio.get_running_loop()
+    async with connector.open([raw("stubborn", stubborn)], sandbox) as tools:
+        assert not tools.warnings
+        began = loop.time()
+
+    assert loop.time() - began < 1.5  # it is given two seconds, and nobody waits for them
+    await connector.aclose()
+
+
 async def test_what_a_model_cannot_see_is_told_in_words(sandbox: Sandbox) -> None:
-    async with McpSessions().open([stdio()], sandbox) as tools:
+    async with opened([stdio()], sandbox) as tools:
         seen = await call(tools, "media")
         long = await call(tools, "large", size=3 << 20)
 
@@ -167,7 +187,7 @@ async def test_what_a_model_cannot_see_is_told_in_words(sandbox: Sandbox) -> Non
 
 
 async def test_fifty_megabytes_end_the_session_and_not_the_run(sandbox: Sandbox) -> None:
-    async with McpSessions().open([stdio()], sandbox) as tools:
+    async with opened([stdio()], sandbox) as tools:
         large = await call(tools, "large", size=50 << 20)
         after = await call(tools, "add", a=1, b=1)
 
@@ -177,7 +197,7 @@ async def test_fifty_megabytes_end_the_session_and_not_the_run(sandbox: Sandbox)
 
 
 async def test_a_server_that_dies_in_a_call_is_an_error_with_its_last_words(sandbox: Sandbox) -> None:
-    async with McpSessions().open([stdio()], sandbox) as tools:
+    async with opened([stdio()], sandbox) as tools:
         died = await call(tools, "die")
         after = await call(tools, "add", a=1, b=1)
 
@@ -203,7 +223,7 @@ async def test_a_server_that_dies_in_a_call_is_an_error_with_its_last_words(sand
 async def test_a_server_that_cannot_be_opened_is_a_warning(
     sandbox: Sandbox, plan: McpServerPlan, warning: str
 ) -> None:
-    async with McpSessions(start_timeout=timedelta(seconds=20)).open([plan, stdio()], sandbox) as tools:
+    async with opened([plan, stdio()], sandbox, start_timeout=timedelta(seconds=20)) as tools:
         assert text(await call(tools, "add", a=1, b=1)) == "2"
         (said,) = tools.warnings
 
@@ -216,8 +236,7 @@ async def test_a_server_that_never_answers_costs_its_time_limit_and_no_more(sand
     loop = asyncio.get_running_loop()
     began = loop.time()
 
-    connector = McpSessions(start_timeout=timedelta(seconds=1))
-    async with connector.open([silent, silent, silent], sandbox) as tools:
+    async with opened([silent, silent, silent], sandbox, start_timeout=timedelta(seconds=1)) as tools:
         assert [w.rpartition(": ")[2] for w in tools.warnings] == ["it did not answer within 1 s."] * 3
 
     assert loop.time() - began < 20  # three at once, and no wait for the sleepers at the end
@@ -225,9 +244,7 @@ async def test_a_server_that_never_answers_costs_its_time_limit_and_no_more(sand
 
 async def test_a_required_server_that_cannot_be_opened_is_an_error(sandbox: Sandbox) -> None:
     with pytest.raises(McpServerError, match="'bad', which is required, could not be opened: it needs X"):
-        async with McpSessions().open(
-            [McpServerPlan("bad", None, required=True, problem="it needs X")], sandbox
-        ):
+        async with opened([McpServerPlan("bad", None, required=True, problem="it needs X")], sandbox):
             pass
 
 
@@ -264,7 +281,7 @@ async def test_tools_with_schemas_no_provider_takes_are_left_out(sandbox: Sandbo
         {"name": "bare", "inputSchema": {"type": "object"}},
     ]
     script = LIAR.replace("TOOLS", json.dumps(tools))
-    async with McpSessions().open([raw("liar", script)], sandbox) as found:
+    async with opened([raw("liar", script)], sandbox) as found:
         answer = await call(found, "good_one", q="x")
         assert names(found.for_agent()) == ["good_one", "bare"]
         assert [w.split(" is left out: ")[1][:20] for w in found.warnings] == [
@@ -312,7 +329,7 @@ def http_server(transport: str) -> Iterator[str]:
 async def test_servers_over_http_get_headers_and_query(sandbox: Sandbox, transport: str) -> None:
     with http_server(transport) as url:
         plan = McpServerPlan("web", Endpoint(f"{url}?team=a", {"X-Key": "k"}), timeout=timedelta(seconds=30))
-        async with McpSessions().open([plan], sandbox) as tools:
+        async with opened([plan], sandbox) as tools:
             assert not tools.warnings
             assert text(await call(tools, "add", a=1, b=2)) == "3"
             assert text(await call(tools, "headers")).startswith("k ")

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 from contract.container_engine import IMAGE, _request, engine_url
-from integration.test_mcp import LIAR, call, raw, text
+from integration.test_mcp import LIAR, call, opened, raw, text
 
-from agent_runner.adapters.mcp.connector import McpSessions
 from agent_runner.adapters.sandbox.docker import DockerProvider
 from agent_runner.domain.mcp_servers import Container, McpServerPlan, Program
 from agent_runner.ports.sandboxes import Sandbox, SandboxSpec
@@ -32,7 +31,7 @@ async def sandbox(tmp_path: Path) -> AsyncIterator[Sandbox]:
 
 
 async def test_a_server_runs_in_the_sessions_container_and_ends_with_the_run(sandbox: Sandbox) -> None:
-    async with McpSessions().open([raw("inside", SERVER), raw("broken", "exit('no')")], sandbox) as tools:
+    async with opened([raw("inside", SERVER), raw("broken", "exit('no')")], sandbox) as tools:
         answer = text(await call(tools, "hi"))
 
     assert "HOME" in answer and "SESSION_SECRET" not in answer
@@ -43,7 +42,7 @@ async def test_a_server_runs_in_the_sessions_container_and_ends_with_the_run(san
 
 async def test_a_directory_that_is_not_there_is_a_warning(sandbox: Sandbox) -> None:
     lost = McpServerPlan("lost", Program(("python3", "-c", SERVER), {}, "/workspace/nowhere"))
-    async with McpSessions().open([lost], sandbox) as tools:
+    async with opened([lost], sandbox) as tools:
         # Not the reason: engines may drop what a program says that ends as soon as it has begun.
         assert tools.warnings[0].startswith("MCP server 'lost' cannot be used: it has ended: ")
 
@@ -83,7 +82,7 @@ async def test_a_docker_server_has_a_container_of_its_own_that_goes_with_the_run
     box = Container(image, ("/bin/bash", "-c", IN_BASH), {"KEY": "given"}, network="none")
     greedy = Container(image, (), {}, (("/etc", "/e", False),))
     plans = [McpServerPlan("box", box), McpServerPlan("greedy", greedy)]
-    async with McpSessions().open(plans, sandbox) as tools:
+    async with opened(plans, sandbox) as tools:
         assert text(await call(tools, "hi")) == "given in /"
         (said,) = tools.warnings
         assert said.startswith("MCP server 'greedy' cannot be used: volumes are refused")

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 
 import structlog
 
-from agent_runner.adapters.agents.deepagents import DeepAgentsFactory
 from agent_runner.adapters.agents.tool_calls import report_progress
 from agent_runner.adapters.checkpoints.sqlite import SqliteCheckpoints
 from agent_runner.adapters.controlplane.environments import GrpcEnvironmentResolver
@@ -23,10 +22,10 @@ from agent_runner.adapters.status.sinks import NegotiatingSinks
 from agent_runner.adapters.temporal.connection import TemporalConnection
 from agent_runner.bootstrap.controlplane import once_connected, skill_limits
 from agent_runner.bootstrap.data import DataDirectory
+from agent_runner.bootstrap.engines import agent_factory
 from agent_runner.bootstrap.sandboxes import sandbox_provider
 from agent_runner.client.channels import Channel
 from agent_runner.domain.masking import LiveSecrets
-from agent_runner.errors import SettingsError
 from agent_runner.runner.attempts import Parts
 from agent_runner.runner.worker import RunnerWorker, WorkerSettings
 from agent_runner.services.skill_loading import SkillLoader
@@ -78,11 +77,10 @@ async def parts(
     settings: Settings, data: DataDirectory, address: str, secrets: LiveSecrets | None = None
 ) -> AsyncIterator[Parts]:
     """What a worker runs agents with, open."""
-    if settings.engine != "deepagents":
-        raise SettingsError(f"engine={settings.engine} is not installed here. Unset it to use deepagents.")
     channel = Channel(address, api_key=settings.key)
     sandboxes = sandbox_provider(settings, data)
     skills = GrpcSkillReader(channel)
+    mcp = McpSessions(on_progress=report_progress)
     try:
         async with SqliteCheckpoints(data.checkpoints) as checkpoints:
             yield Parts(
@@ -90,13 +88,14 @@ async def parts(
                 reader=GrpcResourceReader(channel),
                 sandboxes=sandboxes,
                 models=DefaultModelResolver(dict(os.environ), settings.model),
-                agents=DeepAgentsFactory(checkpoints),
+                agents=agent_factory(settings.engine, checkpoints),
                 skills=SkillLoader(skills, _skill_cache(settings, data, skills)),
                 environments=GrpcEnvironmentResolver(channel),
-                mcp=McpSessions(on_progress=report_progress),
+                mcp=mcp,
                 secrets=secrets or LiveSecrets(),
             )
     finally:
+        await mcp.aclose()
         await sandboxes.aclose()
         await channel.aclose()
 

@@ -23,6 +23,9 @@ log = structlog.get_logger(__name__)
 
 _START_TIMEOUT: Final = timedelta(seconds=30)
 _CLOSE_TIMEOUT: Final = 10.0
+_PATIENCE: Final = 0.1
+"""Seconds the end of an execution, or its cancel, waits for servers to end; after that they do so by
+themselves, and are killed when they do not."""
 
 
 class McpSessions:
@@ -46,6 +49,7 @@ class McpSessions:
         """
         self._start_timeout = start_timeout
         self._on_progress = on_progress
+        self._closing: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def open(self, plans: Sequence[McpServerPlan], sandbox: Sandbox) -> AsyncIterator[McpTools]:
@@ -58,7 +62,15 @@ class McpSessions:
             await asyncio.gather(*(server.start(self._start_timeout) for server in servers))
             yield self._tools(plans, servers)
         finally:
-            await _close(servers)
+            closing = asyncio.ensure_future(_close(servers))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+            await asyncio.wait([closing], timeout=_PATIENCE)
+
+    async def aclose(self) -> None:
+        """Return when every session is closed and every process has ended."""
+        if self._closing:
+            await asyncio.wait(self._closing)
 
     def _tools(self, plans: Sequence[McpServerPlan], servers: Sequence[OpenServer]) -> McpTools:
         from agent_runner.adapters.mcp.tools import offer
@@ -80,9 +92,4 @@ class McpSessions:
 
 
 async def _close(servers: Sequence[OpenServer]) -> None:
-    closing = asyncio.gather(*(server.close(_CLOSE_TIMEOUT) for server in servers), return_exceptions=True)
-    try:
-        await asyncio.shield(closing)
-    except asyncio.CancelledError:
-        await asyncio.wait([closing])  # processes must not outlive the execution
-        raise
+    await asyncio.gather(*(server.close(_CLOSE_TIMEOUT) for server in servers))
