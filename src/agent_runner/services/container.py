@@ -25,7 +25,10 @@ from agent_runner.services.execution_runs import ExecutionRuns
 from agent_runner.services.executions import ExecutionService
 from agent_runner.services.key_rotation import KeyRotation
 from agent_runner.services.mcp_servers import McpServerService
+from agent_runner.services.metrics import Counters, MetricService
+from agent_runner.services.removal import SessionRemoval
 from agent_runner.services.resources import ResourceService
+from agent_runner.services.retention import Retention
 from agent_runner.services.secret_fields import SecretFields
 from agent_runner.services.sessions import SessionService
 from agent_runner.services.skills import SkillService
@@ -43,6 +46,7 @@ class Services:
         runs: starts what may run; `runs.reconcile()` is due at start and from time to time.
         events: what runners write.
         watches: reading executions, once or live.
+        retention: removes what is old; `retention.sweep()` is due from time to time.
         variables: what the holders of executions are given; `variables.sweep()` is due at start.
     """
 
@@ -60,6 +64,8 @@ class Services:
     workflows: WorkflowStarter
     variables: ExecutionEnvironments
     keys: KeyRotation
+    retention: Retention
+    metrics: MetricService
 
     @property
     def by_kind(self) -> Mapping[int, ResourceService[Any]]:
@@ -108,7 +114,16 @@ def build_services(
     records, turns = ExecutionRecords(store, clock), SessionTurns(store)
     logbook = Logbook(records, log, announcer, clock=clock, replicas=replicas)
     events, watches = EventService(logbook), WatchService(logbook, turns)
-    runs = ExecutionRuns(store, turns=turns, events=events, watches=watches, workflows=workflows, clock=clock)
+    counters = Counters()
+    runs = ExecutionRuns(
+        store,
+        turns=turns,
+        events=events,
+        watches=watches,
+        workflows=workflows,
+        clock=clock,
+        counters=counters,
+    )
     variables = ExecutionEnvironments(store, logbook, sealing, clock=clock)
 
     def ended(record: ExecutionRecord) -> None:
@@ -119,25 +134,30 @@ def build_services(
     instances = AgentInstanceService(store, clock=clock, new_id=new_id)
     agents = AgentService(store, instances, clock=clock, new_id=new_id, secrets=sealing)
     sessions = SessionService(store, clock=clock, new_id=new_id)
+    executions = ExecutionService(
+        store,
+        agents=agents,
+        instances=instances,
+        sessions=sessions,
+        records=records,
+        turns=turns,
+        events=events,
+        watches=watches,
+        runs=runs,
+        workflows=workflows,
+        artifacts=artifacts,
+        clock=clock,
+        new_id=new_id,
+        secrets=sealing,
+    )
+    sessions.before_delete = SessionRemoval(
+        store, executions=executions, turns=turns, watches=watches, workflows=workflows
+    ).remove_contents
     return Services(
         agents=agents,
         agent_instances=instances,
         sessions=sessions,
-        executions=ExecutionService(
-            store,
-            agents=agents,
-            instances=instances,
-            sessions=sessions,
-            records=records,
-            turns=turns,
-            events=events,
-            watches=watches,
-            runs=runs,
-            workflows=workflows,
-            clock=clock,
-            new_id=new_id,
-            secrets=sealing,
-        ),
+        executions=executions,
         environments=ResourceService(ENVIRONMENT, store, clock=clock, new_id=new_id, secrets=sealing),
         execution_contexts=ResourceService(
             EXECUTION_CONTEXT, store, clock=clock, new_id=new_id, secrets=sealing
@@ -150,4 +170,6 @@ def build_services(
         workflows=workflows,
         variables=variables,
         keys=KeyRotation(store, sealing),
+        retention=Retention(store, log, sessions=sessions, watches=watches, clock=clock, counters=counters),
+        metrics=MetricService(store, watches, counters),
     )

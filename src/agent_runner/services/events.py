@@ -3,40 +3,66 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final
 
+import structlog
+
 from agent_runner.domain.kinds import AGENT_EXECUTION
-from agent_runner.domain.phases import is_terminal, phase_word
+from agent_runner.domain.phases import is_terminal, phase_name, phase_word
 from agent_runner.errors import (
+    AgentRunnerError,
     AlreadyExistsError,
     FailedPreconditionError,
     FencedError,
     InvalidRequestError,
+    NotFoundError,
     PositionError,
 )
 from agent_runner.ports.stores import LogHead
 from agent_runner.services._journal import journal
 from agent_runner.services._live import Live
-from agent_runner.services._logbook import Logbook
+from agent_runner.services._logbook import Logbook, checked
 from agent_runner.services.execution_records import HOLDER, ExecutionRecord
 from agent_runner.services.validation import validate
-from agent_runner.v1.events_pb2 import AttemptStarted, ExecutionEvent, PhaseChanged
+from agent_runner.v1.events_pb2 import (
+    AttemptStarted,
+    ExecutionEvent,
+    JoinedExecution,
+    MessageCompleted,
+    MessageStarted,
+    PhaseChanged,
+)
 from agent_runner.v1.runner_service_pb2 import (
     AppendEventsRequest,
     AppendEventsResponse,
     StartAttemptRequest,
     StartAttemptResponse,
+    SteeringMessage,
 )
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
+    EXECUTION_COMPLETED,
     EXECUTION_PENDING,
     EXECUTION_PHASE_UNSPECIFIED,
+    MESSAGE_SYSTEM,
     ExecutionPhase,
 )
 
-_NOT_FROM_RUNNERS: Final = frozenset({"attempt_started", "status_merged", "cancel_requested"})
+log = structlog.get_logger(__name__)
+
+_NOT_FROM_RUNNERS: Final = frozenset(
+    {
+        "attempt_started",
+        "status_merged",
+        "cancel_requested",
+        "pause_requested",
+        "resumed",
+        "steering_requested",
+        "joined_execution",
+    }
+)
 
 
 class EventService:
@@ -100,15 +126,46 @@ class EventService:
                 execution_id=request.execution_id, attempt=request.attempt, position=request.position
             )
         )
-        for number, event in enumerate(request.events):
-            _check_event(number, event)
+        kinds = [_checked_kind(number, event) for number, event in enumerate(request.events)]
         async with self._logbook.open(request.execution_id) as live:
-            return await self._logbook.writing(live, partial(self._append, live, request))
+            answer = await self._logbook.writing(live, partial(self._append, live, request))
+        for kind, event in zip(kinds, request.events, strict=True):
+            if kind == "steering_joined":
+                await self._joined(event.steering_joined.execution_id, live.execution_id)
+        return answer
 
     async def record(self, execution_id: str, event: ExecutionEvent) -> bool:
         """Log an event of the control plane's own; False, and nothing logged, after the end."""
+        return await self._record_all(execution_id, [event])
+
+    async def end_joined(self, execution_id: str, joined: str) -> bool:
+        """End an execution whose message has joined the turn of another one; False when it has ended."""
+        message_id = f"joined-{execution_id}"
+        text = f"The message joined the execution {joined}, which was running and answers it."
+        return await self._record_all(
+            execution_id,
+            [
+                ExecutionEvent(joined_execution=JoinedExecution(execution_id=joined)),
+                ExecutionEvent(
+                    message_started=MessageStarted(message_id=message_id, type=MESSAGE_SYSTEM, content=text)
+                ),
+                ExecutionEvent(message_completed=MessageCompleted(message_id=message_id)),
+                ExecutionEvent(phase_changed=PhaseChanged(phase=EXECUTION_COMPLETED)),
+            ],
+        )
+
+    async def _record_all(self, execution_id: str, events: Sequence[ExecutionEvent]) -> bool:
         async with self._logbook.open(execution_id) as live:
-            return await self._logbook.writing(live, partial(self._append_own, live, event))
+            return await self._logbook.writing(live, partial(self._append_own, live, events))
+
+    async def _joined(self, execution_id: str, joined: str) -> None:
+        try:
+            record = await self._logbook.records.get(checked(execution_id))
+            if record.steers == joined:
+                await self.end_joined(execution_id, joined)
+        except AgentRunnerError as error:
+            # Looked at again before it would get a turn of its own.
+            log.warning("joined execution was not ended", execution_id=execution_id, error=str(error))
 
     async def _start_attempt(
         self, live: Live, request: StartAttemptRequest, head: LogHead
@@ -125,7 +182,26 @@ class EventService:
             attempt_started=AttemptStarted(worker=request.worker, resumed=request.resumed),
         )
         await self._logbook.store(live, [event], replace(head, attempt=attempt, position=0))
-        return StartAttemptResponse(attempt=attempt, execution=live.execution(), tool_calls=calls)
+        run = live.fold.run
+        return StartAttemptResponse(
+            attempt=attempt,
+            execution=live.execution(),
+            tool_calls=calls,
+            steering=await self._steering(live, [*run.joined, *run.steering]),
+        )
+
+    async def _steering(self, live: Live, execution_ids: Iterable[str]) -> list[SteeringMessage]:
+        """Messages that are to join a turn; none of executions that were stopped or deleted before."""
+        found: list[SteeringMessage] = []
+        for execution_id in execution_ids:
+            try:
+                record = await self._logbook.records.get(execution_id)
+            except NotFoundError:
+                continue
+            if record.phase == phase_name(EXECUTION_PENDING) or execution_id in live.fold.run.joined:
+                text = record.message().spec.message
+                found.append(SteeringMessage(execution_id=execution_id, text=text))
+        return found
 
     async def _hold(self, live: Live, request: StartAttemptRequest, head: LogHead) -> None:
         """Note which attempt of which workflow run holds the execution.
@@ -163,19 +239,22 @@ class EventService:
             last_seq=live.seq,
             next_position=max(end, head.position),
             cancel_requested=live.cancel_requested,
+            pause_requested=live.fold.run.pause_requested,
+            steering=await self._steering(live, live.fold.run.steering) if live.fold.run.steering else (),
         )
 
-    async def _append_own(self, live: Live, event: ExecutionEvent, head: LogHead) -> bool:
+    async def _append_own(self, live: Live, events: Sequence[ExecutionEvent], head: LogHead) -> bool:
         if live.terminal:
             return False
-        copy = ExecutionEvent()
-        copy.CopyFrom(event)
-        copy.attempt = 0
-        await self._logbook.store(live, [copy], head)
+        copies = [ExecutionEvent() for _ in events]
+        for copy, event in zip(copies, events, strict=True):
+            copy.CopyFrom(event)
+            copy.attempt = 0
+        await self._logbook.store(live, copies, head)
         return True
 
 
-def _check_event(number: int, event: ExecutionEvent) -> None:
+def _checked_kind(number: int, event: ExecutionEvent) -> str | None:
     kind = event.WhichOneof("event")
     if kind in _NOT_FROM_RUNNERS:
         raise InvalidRequestError.of(f"events[{number}].{kind}", "is the control plane's to log")
@@ -183,6 +262,7 @@ def _check_event(number: int, event: ExecutionEvent) -> None:
         phase = event.phase_changed.phase
         if phase == EXECUTION_PHASE_UNSPECIFIED or phase not in ExecutionPhase.values():
             raise InvalidRequestError.of(f"events[{number}].phase_changed.phase", "must be a phase")
+    return kind
 
 
 def _until_end(events: Sequence[ExecutionEvent]) -> Sequence[ExecutionEvent]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from agent_runner.domain.kinds import AGENT_EXECUTION
-from agent_runner.domain.phases import phase_name
+from agent_runner.domain.phases import is_terminal, phase_name
 from agent_runner.errors import ConflictError
 from agent_runner.ports.stores import ResourceKey, ResourceStore, StoredResource
 from agent_runner.services._clocks import Clock
@@ -16,6 +16,12 @@ from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import ExecutionPhase
 
 _TRIES: Final = 20
+CALLER: Final = "caller"
+"""Field of executions somebody waits for: `waiting`, then `told`."""
+LOG: Final = "log"
+"""Field of executions that have ended: `full`, then `compact`."""
+STEERS: Final = "steers"
+"""Field with the execution whose turn the message of this one is to join."""
 HOLDER: Final = "holder"
 """Field with the workflow run and the activity attempt that hold the execution, once retried."""
 
@@ -51,17 +57,27 @@ class ExecutionRecord:
     def holder(self) -> str:
         return self.resource.fields.get(HOLDER, "")
 
+    @property
+    def steers(self) -> str:
+        return self.resource.fields.get(STEERS, "")
+
+    @property
+    def caller_waits(self) -> bool:
+        """Whether somebody waits for the end and has not been told."""
+        return self.resource.fields.get(CALLER) == "waiting"
+
     def message(self) -> AgentExecution:
         """The execution; its status holds nothing but the audit."""
         return AgentExecution.FromString(self.resource.body)
 
 
 def fields_of(execution: AgentExecution, phase: ExecutionPhase.ValueType) -> Mapping[str, str]:
-    return {
+    fields = {
         "session_id": execution.spec.session_id,
         "agent_id": execution.spec.agent_id,
         "phase": phase_name(phase),
     }
+    return fields | ({CALLER: "waiting"} if execution.spec.callback_token else {})
 
 
 def key_of(execution_id: str) -> ResourceKey:
@@ -87,7 +103,8 @@ class ExecutionRecords:
         """The record with the phase noted, and the time of the change; the same one when it is there."""
         if record.phase == phase_name(phase):
             return record
-        return self._changed(record, {"phase": phase_name(phase)})
+        ended = {LOG: "full"} if is_terminal(phase) else {}
+        return self._changed(record, {"phase": phase_name(phase)} | ended)
 
     async def set_fields(self, record: ExecutionRecord, fields: Mapping[str, str]) -> ExecutionRecord:
         """Note values lists filter by.

@@ -19,6 +19,7 @@ from agent_runner.errors import (
     NotFoundError,
     UnavailableError,
 )
+from agent_runner.ports.artifacts import ArtifactStore
 from agent_runner.ports.stores import ResourceStore, StoredResource
 from agent_runner.ports.workflows import WorkflowStarter
 from agent_runner.services._clocks import Clock, NewId
@@ -26,7 +27,13 @@ from agent_runner.services.agent_instances import AgentInstanceService
 from agent_runner.services.agents import AgentService
 from agent_runner.services.environments import context_key
 from agent_runner.services.events import EventService
-from agent_runner.services.execution_records import ExecutionRecord, ExecutionRecords, fields_of, key_of
+from agent_runner.services.execution_records import (
+    STEERS,
+    ExecutionRecord,
+    ExecutionRecords,
+    fields_of,
+    key_of,
+)
 from agent_runner.services.execution_runs import ExecutionRuns
 from agent_runner.services.resources import Page, ResourceService
 from agent_runner.services.secret_fields import SecretFields
@@ -34,7 +41,14 @@ from agent_runner.services.sessions import SessionService
 from agent_runner.services.turns import SessionTurns
 from agent_runner.services.validation import validate
 from agent_runner.services.watching import WatchService
-from agent_runner.v1.events_pb2 import CancelRequested, ExecutionEvent, StatusMerged
+from agent_runner.v1.events_pb2 import (
+    CancelRequested,
+    ExecutionEvent,
+    PauseRequested,
+    Resumed,
+    StatusMerged,
+    SteeringRequested,
+)
 from agent_runner.v1.options_pb2 import (
     BUSY_POLICY_INTERRUPT,
     BUSY_POLICY_REJECT,
@@ -53,6 +67,8 @@ from ai.stigmer.agentic.session.v1.api_pb2 import Session
 log = structlog.get_logger(__name__)
 
 MOST_MESSAGE_BYTES: Final = 4 << 20
+MOST_STEERING_BYTES: Final = 64 << 10
+"""Of a message that joins a running turn; a longer one waits for a turn of its own."""
 LIGHT_ENTRY_BYTES: Final = 32 << 10
 """A list shows larger statuses without messages, tool calls and sub-agents."""
 
@@ -83,6 +99,7 @@ class ExecutionService(ResourceService[AgentExecution]):
         watches: WatchService,
         runs: ExecutionRuns,
         workflows: WorkflowStarter,
+        artifacts: ArtifactStore,
         clock: Clock,
         new_id: NewId,
         secrets: SecretFields | None = None,
@@ -97,6 +114,7 @@ class ExecutionService(ResourceService[AgentExecution]):
         self._watches = watches
         self._runs = runs
         self._workflows = workflows
+        self._artifacts = artifacts
 
     async def create(self, request: AgentExecution) -> AgentExecution:
         """Store an execution and start it, or let it wait for its session: both or neither.
@@ -115,9 +133,12 @@ class ExecutionService(ResourceService[AgentExecution]):
             _check_busy(request, busy)
             # Within the lock, so that ids sort in the order in which turns are taken.
             execution = self._complete(request, place)
-            has_turn = await self._store_new(execution, place, idle=not busy)
+            steered = await self._steered(execution, busy)
+            has_turn = await self._store_new(execution, place, idle=not busy, steers=steered)
             try:
-                if has_turn:
+                if steered:
+                    await self._steer(execution, steered)
+                elif has_turn:
                     await self._runs.start(execution)
                 else:
                     await self._runs.take_turns(place.session_id, execution)
@@ -127,6 +148,22 @@ class ExecutionService(ResourceService[AgentExecution]):
         if request.spec.execution_config.options.if_busy == BUSY_POLICY_INTERRUPT:
             await self._interrupt(busy)
         return await self._watches.execution(execution.metadata.id)
+
+    async def _steered(self, execution: AgentExecution, busy: Sequence[ExecutionRecord]) -> str:
+        """The execution whose turn the message is to join; empty when it runs by itself."""
+        spec = execution.spec
+        if not busy or spec.execution_config.options.if_busy != BUSY_POLICY_STEER:
+            return ""
+        if len(spec.message.encode()) > MOST_STEERING_BYTES:
+            return ""
+        holder = await self._turns.holder(spec.session_id)
+        return holder if any(record.id == holder for record in busy) else ""
+
+    async def _steer(self, execution: AgentExecution, joined: str) -> None:
+        asked = SteeringRequested(execution_id=execution.metadata.id)
+        if not await self._events.record(joined, ExecutionEvent(steering_requested=asked)):
+            # It has ended meanwhile, and so the message has the next turn.
+            await self._runs.take_turns(execution.spec.session_id, execution)
 
     async def update(self, request: AgentExecution) -> AgentExecution:
         """Replace metadata and spec; session, agent and status stay."""
@@ -157,6 +194,8 @@ class ExecutionService(ResourceService[AgentExecution]):
         execution_id = execution.metadata.id
         if not is_terminal(execution.status.phase):
             await self._workflows.terminate(execution_id, "The execution was deleted.")
+        for key in _artifacts_of(execution):
+            await self._artifacts.delete(key)
         await self._store.delete(key_of(execution_id))
         await _quietly(self._store.delete(context_key(execution_id)))
         await self._watches.forget(execution_id)
@@ -192,6 +231,54 @@ class ExecutionService(ResourceService[AgentExecution]):
             if not await self._events.record(record.id, event):
                 raise _ended(record.id, await self._watches.phase(record.id))
         await self._runs.stop(record, reason)
+        return await self._watches.execution(record.id)
+
+    async def terminate(self, execution_id: str, reason: str = "") -> AgentExecution:
+        """End an execution without asking its runner.
+
+        Raises:
+            NotFoundError: there is no such execution.
+            FailedPreconditionError: it has ended already.
+            WorkflowServiceUnavailableError: nothing was done.
+        """
+        record, status, _time = await self._watches.status(self._key(execution_id, "execution_id").id)
+        text = reason[:1000] or "The execution was terminated."
+        if is_terminal(status.phase) or not await self._runs.terminate(record, text):
+            raise _ended(record.id, await self._watches.phase(record.id))
+        return await self._watches.execution(record.id)
+
+    async def pause(self, execution_id: str, reason: str = "") -> AgentExecution:
+        """Ask a running execution to stop after its super-step; one that waits is paused at once.
+
+        Raises:
+            NotFoundError: there is no such execution.
+            FailedPreconditionError: it has ended already.
+        """
+        record, status, _time = await self._watches.status(self._key(execution_id, "execution_id").id)
+        asked = ExecutionEvent(pause_requested=PauseRequested(reason=reason[:1000]))
+        if not status.run.pause_requested and not await self._events.record(record.id, asked):
+            raise _ended(record.id, await self._watches.phase(record.id))
+        if not status.run.paused:
+            await self._runs.pause(record)
+        return await self._watches.execution(record.id)
+
+    async def resume(self, execution_id: str) -> AgentExecution:
+        """Let a paused execution go on; one that has not stopped yet does not.
+
+        Raises:
+            NotFoundError: there is no such execution.
+            FailedPreconditionError: it has ended already.
+        """
+        record, status, _time = await self._watches.status(self._key(execution_id, "execution_id").id)
+        if is_terminal(status.phase):
+            raise _ended(record.id, status.phase)
+        if status.run.pause_requested:
+            await self._events.record(record.id, ExecutionEvent(resumed=Resumed()))
+        if status.run.paused:
+            try:
+                await self._runs.resume(record)
+            except UnavailableError as error:
+                log.warning("resume waits for Temporal", execution_id=record.id, error=str(error))
         return await self._watches.execution(record.id)
 
     async def list_executions(
@@ -254,14 +341,15 @@ class ExecutionService(ResourceService[AgentExecution]):
         execution.spec.session_id, execution.spec.agent_id = place.session_id, place.agent_id
         return execution
 
-    async def _store_new(self, execution: AgentExecution, place: _Place, *, idle: bool) -> bool:
+    async def _store_new(self, execution: AgentExecution, place: _Place, *, idle: bool, steers: str) -> bool:
         """Store execution, first event, and what a new session needs, in one go.
 
         Returns:
             Whether it has the turn, which is taken along where the session is idle.
         """
         self._secrets.seal(self.spec.name, execution)
-        stored = self._stored(execution, fields_of(execution, EXECUTION_PENDING))
+        fields = fields_of(execution, EXECUTION_PENDING)
+        stored = self._stored(execution, {**fields, STEERS: steers} if steers else fields)
         ours: list[int] = []
         turn: list[bool] = []
 
@@ -295,7 +383,7 @@ class ExecutionService(ResourceService[AgentExecution]):
             await _quietly(self._store.delete(key_of(execution.metadata.id)))
             await self._watches.forget(execution.metadata.id)
         if place.new_session is not None:
-            await _quietly(self._sessions.delete(place.session_id))
+            await _quietly(self._sessions.discard(place.session_id))
 
     async def _unfinished(self, session_id: str) -> list[ExecutionRecord]:
         """Who holds a session up: the first few."""
@@ -341,15 +429,16 @@ def _check_spec(request: AgentExecution) -> None:
 
 def _check_busy(request: AgentExecution, busy: Sequence[ExecutionRecord]) -> None:
     policy: BusyPolicy.ValueType = request.spec.execution_config.options.if_busy
-    if policy == BUSY_POLICY_STEER:
-        raise InvalidRequestError.of(
-            "spec.execution_config.options.if_busy",
-            "steer is not there yet; choose queue, reject or interrupt",
-        )
     if policy == BUSY_POLICY_REJECT and busy:
         raise FailedPreconditionError(
             f"The session is busy with execution {busy[0].id!r}. Wait for its end, or ask to be queued."
         )
+
+
+def _artifacts_of(execution: AgentExecution) -> set[str]:
+    """Keys of what the execution has put into the artifact store; none of what is kept for others."""
+    mine = f"executions/{execution.metadata.id}/"
+    return {call.artifact_key for call in execution.status.tool_calls if call.artifact_key.startswith(mine)}
 
 
 def _filter(session_id: str, phase: ExecutionPhase.ValueType) -> Mapping[str, str]:

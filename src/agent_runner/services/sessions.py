@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from agent_runner.domain.ids import canonical_id, is_id
 from agent_runner.domain.kinds import AGENT, AGENT_INSTANCE, API_VERSION, SESSION
@@ -22,6 +22,8 @@ class SessionService(ResourceService[Session]):
 
     def __init__(self, store: ResourceStore, *, clock: Clock, new_id: NewId) -> None:
         super().__init__(SESSION, store, clock=clock, new_id=new_id)
+        self.before_delete: Callable[[Session], Awaitable[None]] = _nothing
+        """Removes what belongs to a session that is about to be removed."""
 
     def automatic(self, instance: AgentInstance, org: str) -> Session:
         """A session for an execution that names none; not stored yet.
@@ -46,7 +48,19 @@ class SessionService(ResourceService[Session]):
         return self._stored(session, _fields(session, agent_id))
 
     async def delete(self, resource_id: str) -> Session:
-        """Remove a session; its executions stay."""
+        """Remove a session with everything that is its own: executions, logs, thread and sandbox.
+
+        Running executions are cancelled first. Safe to repeat when it broke off.
+
+        Raises:
+            NotFoundError: there is none.
+            WorkflowServiceUnavailableError: nothing was removed.
+        """
+        await self.before_delete(await self.get(resource_id))
+        return await self.discard(resource_id)
+
+    async def discard(self, resource_id: str) -> Session:
+        """Remove a session that nothing has happened in."""
         session = await super().delete(resource_id)
         await SessionTurns(self._store).forget(session.metadata.id)
         return session
@@ -66,6 +80,9 @@ class SessionService(ResourceService[Session]):
         resource.spec.agent_instance_id = instance_id
         _complete(resource, before)
         return _fields(resource, AgentInstance.FromString(stored.body).spec.agent_id)
+
+
+async def _nothing(_session: Session) -> None: ...
 
 
 def by_agent(some_id: str) -> Mapping[str, str]:

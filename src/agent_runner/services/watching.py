@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from typing import Final
 
@@ -31,6 +31,8 @@ _READ_LIMIT: Final = 200
 """Events read from the log at once for a watcher; each may have 256 KiB and more."""
 _SUBSCRIBE_RATE: Final = 10 << 20
 """Bytes a second one subscriber costs at most; a very large status is sent less often."""
+_BEYOND: Final = (1 << 63) - 1
+"""No log gets so far: watching from here waits for the end alone."""
 _LISTEN_AGAIN: Final = timedelta(seconds=1)
 
 
@@ -139,6 +141,32 @@ class WatchService:
         """Note that the execution's workflow was started: nothing comes before it any more."""
         async with self._logbook.open(execution_id) as live:
             live.started = True
+
+    async def set_fields(self, execution_id: str, fields: Mapping[str, str]) -> None:
+        """Note values lists filter by.
+
+        Raises:
+            NotFoundError: there is no such execution.
+        """
+        records = self._logbook.records
+        await self.replace_record(await records.set_fields(await records.get(execution_id), fields))
+
+    async def wait_end(self, execution_id: str, limit: timedelta) -> bool:
+        """Wait until the execution has ended or is gone; False when the time is over first."""
+        with suppress(NotFoundError):
+            try:
+                async with asyncio.timeout(limit.total_seconds()):
+                    async with aclosing(self.watch(execution_id, _BEYOND)) as batches:
+                        async for _ in batches:
+                            pass
+            except TimeoutError:
+                return False
+        return True
+
+    @property
+    def watchers(self) -> int:
+        """How many watch or subscribe now."""
+        return sum(live.watchers for live in self._watched)
 
     async def replace_record(self, record: ExecutionRecord) -> None:
         """Take over a resource that was changed in the store."""

@@ -1,0 +1,150 @@
+"""What is not kept for ever: pieces of text in ended logs, and sessions nobody uses any more."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import structlog
+
+from agent_runner.domain.compaction import compact
+from agent_runner.domain.kinds import AGENT_EXECUTION, SESSION
+from agent_runner.domain.paging import MOST
+from agent_runner.domain.phases import phase_name
+from agent_runner.errors import ConflictError, NotFoundError, UnavailableError
+from agent_runner.ports.stores import EventLog, ResourceStore, StoredResource
+from agent_runner.services._clocks import Clock
+from agent_runner.services.execution_records import LOG, ExecutionRecord
+from agent_runner.services.metrics import Counters
+from agent_runner.services.sessions import SessionService
+from agent_runner.services.watching import WatchService
+from agent_runner.v1.events_pb2 import ExecutionEvent
+from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import EXECUTION_IN_PROGRESS, EXECUTION_PENDING
+from ai.stigmer.agentic.session.v1.api_pb2 import Session
+from ai.stigmer.commons.apiresource.status_pb2 import ApiResourceAudit
+
+log = structlog.get_logger(__name__)
+
+_READ_LIMIT: Final = 1000
+_MOST_EVENTS: Final = 500_000
+"""Logs with more are left as they are: to compact one it is read into memory."""
+_UNFINISHED: Final = (phase_name(EXECUTION_PENDING), phase_name(EXECUTION_IN_PROGRESS))
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionPolicy:
+    """What is kept for how long.
+
+    Attributes:
+        compact_after: the end of an execution was so long ago: its log is compacted; None: never.
+        sessions_for: nothing has happened in a session for so long: it is removed; None: never.
+    """
+
+    compact_after: timedelta | None = timedelta(hours=1)
+    sessions_for: timedelta | None = None
+
+
+@dataclass(slots=True)
+class Swept:
+    """What a sweep has done."""
+
+    compacted: int = 0
+    removed: int = 0
+
+
+class Retention:
+    """Compacts and removes by age."""
+
+    def __init__(
+        self,
+        store: ResourceStore,
+        events: EventLog,
+        *,
+        sessions: SessionService,
+        watches: WatchService,
+        clock: Clock,
+        counters: Counters,
+    ) -> None:
+        self._store = store
+        self._events = events
+        self._sessions = sessions
+        self._watches = watches
+        self._clock = clock
+        self._counters = counters
+
+    async def sweep(self, policy: RetentionPolicy) -> Swept:
+        """Look at everything that may be old enough.
+
+        Raises:
+            UnavailableError: the store is away.
+        """
+        done = Swept()
+        if policy.sessions_for is not None:
+            async for row in self._all(SESSION.name, {}):
+                done.removed += await self._remove_session(row, self._clock() - policy.sessions_for)
+        if policy.compact_after is not None:
+            async for row in self._all(AGENT_EXECUTION.name, {LOG: "full"}):
+                if (
+                    _changed(ExecutionRecord(row).message().status.audit)
+                    < self._clock() - policy.compact_after
+                ):
+                    done.compacted += await self.compact_log(row.key.id)
+        self._counters.add("sessions_removed", done.removed)
+        self._counters.add("logs_compacted", done.compacted)
+        if done.removed or done.compacted:
+            log.info("swept", removed=done.removed, compacted=done.compacted)
+        return done
+
+    async def compact_log(self, execution_id: str) -> bool:
+        """Compact the log of an execution that has ended; whether it was there."""
+        events: list[ExecutionEvent] = []
+        while rows := await self._events.read(
+            execution_id, after_seq=events[-1].seq if events else 0, limit=_READ_LIMIT
+        ):
+            for seq, body in rows:
+                event = ExecutionEvent.FromString(body)
+                event.seq = seq
+                events.append(event)
+            if len(rows) < _READ_LIMIT or len(events) > _MOST_EVENTS:
+                break
+        try:
+            if events and len(events) <= _MOST_EVENTS:
+                left = [(event.seq, event.SerializeToString()) for event in compact(events)]
+                await self._events.replace(execution_id, left)
+            await self._watches.set_fields(execution_id, {LOG: "compact"})
+        except (ConflictError, NotFoundError) as error:
+            log.info("log not compacted", execution_id=execution_id, reason=str(error))
+            return False
+        return bool(events)
+
+    async def _remove_session(self, row: StoredResource, before: datetime) -> bool:
+        """Remove a session in which nothing has happened since."""
+        session = Session.FromString(row.body)
+        if _changed(session.status.audit) >= before:
+            return False
+        newest = await self._store.list(AGENT_EXECUTION.name, fields={"session_id": row.key.id}, limit=1)
+        for record in map(ExecutionRecord, newest):
+            if record.phase in _UNFINISHED or _changed(record.message().status.audit) >= before:
+                return False
+        try:
+            await self._sessions.delete(row.key.id)
+        except (NotFoundError, UnavailableError) as error:
+            log.warning("session not removed", session_id=row.key.id, reason=str(error))
+            return False
+        return True
+
+    async def _all(self, kind: str, fields: Mapping[str, str]) -> AsyncIterator[StoredResource]:
+        after: str | None = None
+        while True:
+            rows = await self._store.list(kind, fields=fields, oldest_first=True, after=after, limit=MOST)
+            for row in rows:
+                yield row
+            if len(rows) < MOST:
+                return
+            after = rows[-1].key.id
+
+
+def _changed(audit: ApiResourceAudit) -> datetime:
+    return max(info.updated_at.ToDatetime(UTC) for info in (audit.spec_audit, audit.status_audit))
