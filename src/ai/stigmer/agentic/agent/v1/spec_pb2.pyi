@@ -191,7 +191,7 @@ class McpServerDefinition(_message.Message):
     ENABLED_TOOLS_FIELD_NUMBER: _builtins.int
     REQUIRED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Unique within the agent; prefix of the names of its tools."""
+    """Unique within the agent. Stands before names of its tools where two servers have one of the same name."""
     required: _builtins.bool
     """Ours, not part of the Stigmer API: the execution fails when the server cannot be reached. False: it
     goes on without the server's tools, with a warning.
