@@ -4,6 +4,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 READY := .venv/.ready
+GRAPHTON := .venv-graphton/bin
+GRAPHTON_READY := .venv-graphton/.ready
 MODEL ?= script:demo
 MESSAGE ?= Write down what you are asked in notes.md and check the file with a command.
 DEMO_DATA ?= $(CURDIR)/.cache/demo
@@ -15,7 +17,7 @@ UV_CERTS := $(if $(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/cert
 UV := $(BIN)/uv $(UV_CERTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format protos docs bench chaos lock clean
+.PHONY: help setup demo test lint format protos docs bench chaos lock clean graphton test-graphton local-model
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,11 +35,28 @@ $(READY): pyproject.toml requirements/dev.lock requirements/bootstrap.lock
 	@$(BIN)/python -m compileall -q src
 	@touch $@
 
-demo: $(READY) ## Run an agent that plans, writes a file, runs a command and answers.
+demo: $(READY) $(if $(filter local%,$(MODEL)),local-model) ## Run an agent that plans, writes a file, runs a command and answers.
 	@AGENT_RUNNER_DATA_DIR="$(DEMO_DATA)" $(BIN)/agent-runner run --model "$(MODEL)" "$(MESSAGE)"
 
 test: $(READY) ## Pass all tests (TESTS=path for some).
 	@$(BIN)/python -m pytest $(TESTS)
+
+graphton: $(GRAPHTON_READY) ## Install the engine Graphton into .venv-graphton, an environment of its own.
+
+$(GRAPHTON_READY): $(READY) pyproject.toml requirements/graphton.lock
+	@test -x $(GRAPHTON)/python || $(BIN)/python -m venv --without-pip .venv-graphton
+	@echo "Installing the locked packages into .venv-graphton ..."
+	@$(UV) pip sync --quiet --compile-bytecode --python $(GRAPHTON)/python --require-hashes requirements/graphton.lock
+	@$(UV) pip install --quiet --python $(GRAPHTON)/python --no-deps --no-build-isolation --editable .
+	@$(GRAPHTON)/python -c "import graphton"
+	@touch $@
+
+test-graphton: $(GRAPHTON_READY) ## Pass the engine's tests on Graphton.
+	@$(GRAPHTON)/python -m pytest tests/contract/test_agents.py tests/integration/test_graphton.py
+
+local-model: $(READY) ## Install the runtime of the model that runs here, and pull its 1.1 GB once.
+	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements/local-model.lock
+	@AGENT_RUNNER_DATA_DIR="$(DEMO_DATA)" $(BIN)/agent-runner model pull
 
 lint: $(READY) ## Check format, style, types, import contracts, generated code and docs.
 	@$(BIN)/ruff format --check .
@@ -65,9 +84,13 @@ chaos: $(READY) ## Break the product on purpose and count what got lost (CHAOS='
 
 lock: $(READY) ## Resolve the dependencies anew and pin them by hash.
 	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
-	  --all-extras --group dev requirements/dev.in pyproject.toml -o requirements/dev.lock --upgrade
+	  --extra docker --extra daytona --extra mongo --extra redis --group dev requirements/dev.in pyproject.toml -o requirements/dev.lock --upgrade
 	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
 	  requirements/bootstrap.in -o requirements/bootstrap.lock --upgrade
+	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-annotate \
+	  --extra graphton requirements/graphton.in requirements/dev.in pyproject.toml -o requirements/graphton.lock --upgrade
+	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-annotate \
+	  requirements/local-model.in -o requirements/local-model.lock --upgrade
 
 clean: ## Remove what was installed and made here.
-	@rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf .venv .venv-graphton .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from langgraph.checkpoint.memory import InMemorySaver
 
-from agent_runner.adapters.agents.deepagents import DeepAgentsFactory
 from agent_runner.adapters.agents.model_calls import RetryPolicy
 from agent_runner.adapters.models.script import ScriptLibrary
 from agent_runner.domain.status import StatusFold
@@ -43,9 +43,22 @@ class MemoryCheckpoints(Checkpoints):
         return self._saver
 
 
-ENGINES: dict[str, Callable[[Checkpoints], AgentFactory]] = {
-    "deepagents": lambda checkpoints: DeepAgentsFactory(checkpoints, retries=QUICK),
-}
+def _deepagents(checkpoints: Checkpoints) -> AgentFactory:
+    from agent_runner.adapters.agents.deepagents import DeepAgentsFactory
+
+    return DeepAgentsFactory(checkpoints, retries=QUICK)
+
+
+def _graphton(checkpoints: Checkpoints) -> AgentFactory:
+    from agent_runner.adapters.agents.graphton import GraphtonFactory
+
+    return GraphtonFactory(checkpoints, retries=QUICK)
+
+
+# Graphton and today's deepagents cannot share an environment: the suite runs on what is installed.
+ENGINES: dict[str, Callable[[Checkpoints], AgentFactory]] = (
+    {"graphton": _graphton} if find_spec("graphton") else {"deepagents": _deepagents}
+)
 
 
 @dataclass

@@ -7,7 +7,6 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 
 from agent_runner.bootstrap.data import DataDirectory
 from agent_runner.errors import AgentRunnerError
@@ -21,7 +20,7 @@ def checks(settings: Settings) -> Iterator[Row]:
     yield "python", sys.version_info >= (3, 11), f"{platform.python_version()} on {platform.platform()}"
     yield _data_directory(settings)
     yield _temporal(settings)
-    yield _engine()
+    yield from _engines(settings)
     yield from _sandboxes(settings)
     yield _model(settings)
 
@@ -49,11 +48,14 @@ def _temporal(settings: Settings) -> Row:
     return "temporal", reachable, f"{connection.address} {'answers' if reachable else 'does not answer'}"
 
 
-def _engine() -> Row:
-    try:
-        return "engine", True, f"deepagents {version('deepagents')}"
-    except PackageNotFoundError:
-        return "engine", False, "deepagents is not installed: pip install agent-runner-platform"
+def _engines(settings: Settings) -> Iterator[Row]:
+    from agent_runner.bootstrap.engines import describe, missing
+
+    for engine in ("deepagents", "graphton"):
+        problem = missing(engine)
+        wanted = " (in use)" if engine == settings.engine else ""
+        # An engine nobody asked for is no problem of this machine's.
+        yield f"engine {engine}", not problem or not wanted, (problem or describe(engine)) + wanted
 
 
 def _sandboxes(settings: Settings) -> Iterator[Row]:
