@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import secrets
 import signal
 import socket
@@ -20,7 +21,8 @@ import pytest
 from contract.sandbox_kinds import PROVIDERS
 from contract.test_sandbox import marked, running, until
 
-from agent_runner.adapters.sandbox.local import Limits, LocalProvider
+from agent_runner.adapters.sandbox.local import GroupLimits, Limits, LocalProvider
+from agent_runner.adapters.sandbox.local.cgroups import Groups
 from agent_runner.ports.sandboxes import FileProblem, Sandbox, SandboxProvider, SandboxSpec
 
 ISOLATED = [kind for kind in PROVIDERS if kind in ("local", "docker")]
@@ -327,6 +329,10 @@ class TestExhausting:
         assert await until(lambda: not running(marker), 2)
 
 
+def groups_named(name: str) -> list[Path]:
+    return list(Path("/sys/fs/cgroup").glob(f"*/agent-runner-*-{name}"))
+
+
 def core_pattern() -> str:
     return Path("/proc/sys/kernel/core_pattern").read_text()
 
@@ -360,6 +366,27 @@ class TestLocalOnly:
         assert written.stdout.strip() == str(1 << 20).encode()
         assert b"Resource temporarily unavailable" in forked.stderr
         assert int(shared.stdout or b"0") <= 64 << 20
+
+    async def test_limits_of_a_session_hold_over_all_its_processes(self, tmp_path: Path) -> None:
+        if not Groups(tmp_path, GroupLimits()).available:
+            pytest.skip("no control groups of this machine can be used by this process")
+        provider = LocalProvider(tmp_path, group_limits=GroupLimits(memory=100 << 20, processes=30, cpus=0.2))
+        sandbox = await provider.ensure(SandboxSpec("ses-groups"))
+        one = 'python3 -c \'x = b"x" * (60 << 20); print("got", flush=True); import time; time.sleep(3)\''
+        together = await sandbox.exec(f"{one} & {one} & wait", timeout=timedelta(seconds=30))
+        forked = await sandbox.exec("for i in $(seq 60); do sleep 3 & done; true")
+        burnt = await sandbox.exec("timeout 1 bash -c 'while :; do :; done'; times | tail -n1")
+        left = groups_named("ses-groups")
+        await provider.delete("ses-groups")
+        await provider.sweep()
+        await provider.aclose()
+
+        assert together.stdout.count(b"got") < 2
+        assert b"Resource temporarily unavailable" in forked.stderr
+        user = re.search(rb"m([\d.]+)s", burnt.stdout)
+        assert user is not None
+        assert float(user.group(1)) < 0.6
+        assert left == []
 
     async def test_the_launcher_takes_nothing_from_the_sessions_variables(self, tmp_path: Path) -> None:
         provider = LocalProvider(tmp_path / "sandboxes")

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent_runner.adapters.sandbox.local.cgroups import JOIN, Groups
 from agent_runner.adapters.sandbox.local.limits import Limits
 from agent_runner.adapters.sandbox.local.proxy import PRELUDE
 from agent_runner.adapters.sandbox.local.skeleton import Skeleton
@@ -73,6 +74,7 @@ class Confinement:
         view: descriptor of the mount namespace to start in, if another than the worker's.
         network: share the host's network: everything on the host's loopback is in reach then.
         proxy: directory with the socket of the allow-list's proxy, to appear at `/run/ar`.
+        groups: for limits on all commands of the session together.
     """
 
     program: str
@@ -84,6 +86,7 @@ class Confinement:
     limits: Limits
     network: bool = False
     proxy: Path | None = None
+    groups: Groups | None = None
 
     def launcher(self, arguments: int, inner: Sequence[str]) -> list[str]:
         """The whole argument list. Bubblewrap's own options come by descriptor, so that they cannot
@@ -96,7 +99,15 @@ class Confinement:
             become = ["setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups", "--"]
         if self.proxy is not None:
             inner = [*PRELUDE, *inner]
+        if self.groups and (entered := self.groups.make(self.session.name)):
+            # Entered before anything of the session's runs, so that no process can be outside.
+            become = ["sh", "-c", JOIN, "sh", " ".join(map(str, entered)), *become]
         return [*become, *self.limits.command(), self.program, "--args", str(arguments), "--", *inner]
+
+    def rest(self) -> None:
+        """Called when no command of the session runs any more."""
+        if self.groups:
+            self.groups.remove(self.session.name)
 
     def options(self, *, seccomp: int, status: int, cwd: str, env: Mapping[str, str]) -> list[str]:
         """Bubblewrap's options. What the agent can write is mounted last, and nothing below it."""

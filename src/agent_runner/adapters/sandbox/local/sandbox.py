@@ -33,6 +33,8 @@ class Wrapping(Protocol):
 
     def launcher(self, arguments: int, inner: Sequence[str]) -> list[str]: ...
 
+    def rest(self) -> None: ...
+
     def options(self, *, seccomp: int, status: int, cwd: str, env: Mapping[str, str]) -> list[str]: ...
 
 
@@ -47,6 +49,10 @@ class Commands:
         self._running.add(run)
         run.add_done_callback(self._running.discard)
         return run
+
+    @property
+    def any(self) -> bool:
+        return bool(self._running)
 
     async def kill(self) -> None:
         """End all of them; their callers get SandboxUnavailableError."""
@@ -110,6 +116,9 @@ class LocalSandbox:
             if ended_by_us:
                 raise SandboxUnavailableError("The sandbox was stopped while a command ran in it.") from None
             raise
+        finally:
+            if not self._commands.any:
+                self._wrapping.rest()
         return ExecResult(
             finished.code, finished.stdout, finished.stderr, finished.timed_out, finished.truncated
         )

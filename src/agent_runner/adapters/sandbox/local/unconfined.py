@@ -38,6 +38,9 @@ class HostView:
     def launcher(self, arguments: int, inner: Sequence[str]) -> list[str]:
         return [self.program, "--args", str(arguments), "--", *inner]
 
+    def rest(self) -> None:
+        return None
+
     def options(self, *, seccomp: int, status: int, cwd: str, env: Mapping[str, str]) -> list[str]:
         mounts = ["--ro-bind", str(self.skeleton.path), "/", "--dev-bind", "/usr", "/usr"]
         for source, target in self.skeleton.binds:
