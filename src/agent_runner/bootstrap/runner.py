@@ -23,7 +23,6 @@ from agent_runner.adapters.temporal.connection import TemporalConnection
 from agent_runner.bootstrap.controlplane import once_connected, skill_limits
 from agent_runner.bootstrap.data import DataDirectory
 from agent_runner.bootstrap.engines import agent_factory
-from agent_runner.bootstrap.engines import agent_factory
 from agent_runner.bootstrap.sandboxes import sandbox_provider
 from agent_runner.client.channels import Channel
 from agent_runner.domain.masking import LiveSecrets
