@@ -33,6 +33,7 @@ ON_STACK: dict[str, OnStack] = {
 ALONE: dict[str, Callable[[Path, Plan], Awaitable[list[Row]]]] = {
     "start-up": lambda folder, _: measures.start_up(folder),
     "bytes": measures.bytes_sent,
+    "store": measures.stores,
     "crash": lambda folder, _: measures.crash(folder),
 }
 

@@ -424,3 +424,35 @@ async def crash(folder: Path) -> list[Row]:
             holds=seconds <= 6.5,
         )
     ]
+
+
+async def stores(folder: Path, plan: Plan) -> list[Row]:
+    """Durable updates from 50 executions at once, and what a short turn's checkpoints weigh."""
+    from bench import store
+
+    floor = await asyncio.to_thread(store.commit_floor, folder, 200)
+    appended = await store.append(folder, 50, plan.rate_runs)
+    rate = appended["per_second"]
+    rows = [
+        Row(
+            "durable updates, 50 executions at once",
+            f"{rate} /s",
+            f"p95 {appended['p95_ms']} ms, {appended['cpu_us']} us CPU each",
+            f"commit alone {floor['per_second']} /s",
+            ">= 5,000 /s",
+            rate >= 5000,
+        )
+    ]
+    for result in await store.checkpoints(folder, plan.rate_runs):
+        weight = result.get("bytes_per_turn")
+        if weight is not None:
+            rows.append(
+                Row(
+                    f"bytes per short turn, {result['name']}",
+                    f"{weight / 1000:.1f} kB",
+                    f"over {plan.rate_runs} turns",
+                    budget="<= 20 kB",
+                    holds=weight <= 20_000,
+                )
+            )
+    return rows
