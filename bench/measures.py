@@ -8,6 +8,7 @@ import signal
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -443,16 +444,20 @@ async def stores(folder: Path, plan: Plan) -> list[Row]:
             rate >= 5000,
         )
     ]
-    for result in await store.checkpoints(folder, plan.rate_runs):
-        weight = result.get("bytes_per_turn")
-        if weight is not None:
-            rows.append(
-                Row(
-                    f"bytes per short turn, {result['name']}",
-                    f"{weight / 1000:.1f} kB",
-                    f"over {plan.rate_runs} turns",
-                    budget="<= 20 kB",
-                    holds=weight <= 20_000,
-                )
-            )
+    with warnings.catch_warnings():
+        # The engine says that it keeps nothing where there are no checkpoints, which is what is measured.
+        warnings.filterwarnings("ignore", message="`durability` has no effect")
+        kept = {r["name"]: r for r in await store.checkpoints(folder, plan.rate_runs)}
+    library = kept.get("the library's checkpoints", {}).get("bytes_per_turn", 0)
+    weight = kept["our checkpoints"]["bytes_per_turn"]
+    rows.append(
+        Row(
+            "checkpoints of a short turn",
+            f"{weight / 1000:.1f} kB",
+            f"over {plan.rate_runs} turns",
+            f"the library's {library / 1000:.1f} kB",
+            "<= 20 kB",
+            weight <= 20_000,
+        )
+    )
     return rows
