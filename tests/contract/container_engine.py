@@ -66,6 +66,7 @@ def engine_url() -> str:
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
+        cwd=directory,  # where conmon leaves a file when a container runs out of memory
         env={**os.environ, "CONTAINERS_CONF": str(directory / "containers.conf")},
         start_new_session=True,
     )

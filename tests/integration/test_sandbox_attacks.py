@@ -417,7 +417,8 @@ class TestLocalOnly:
         from agent_runner.ports.sandboxes import SandboxSpec
 
         async def main():
-            sandbox = await LocalProvider(Path({str(tmp_path / "sandboxes")!r})).ensure(SandboxSpec("ses-1"))
+            provider = LocalProvider(Path({str(tmp_path / "sandboxes")!r}))
+            sandbox = await provider.ensure(SandboxSpec("ses-killed"))
             await sandbox.exec("setsid sleep {marker} & sleep {marker}")
 
         asyncio.run(main())
@@ -435,6 +436,11 @@ class TestLocalOnly:
             await worker.wait()
 
         assert await until(lambda: not running(marker), 2)
+        provider = LocalProvider(tmp_path / "sandboxes")
+        await provider.delete("ses-killed")
+        await provider.sweep()
+        assert groups_named("ses-killed") == []
+        await provider.aclose()
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives sessions users of their own")
     async def test_sessions_run_as_users_of_their_own(self, tmp_path: Path) -> None:

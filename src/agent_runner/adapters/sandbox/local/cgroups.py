@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,7 @@ class Groups:
         """`owner` tells apart several installations on one host: each removes its own groups only."""
         self._prefix = f"agent-runner-{hashlib.sha256(str(owner).encode()).hexdigest()[:8]}-"
         self._bases = _version_2(mount, limits) or _version_1(mount, limits)
+        self._made: set[str] = set()
 
     @property
     def available(self) -> bool:
@@ -56,6 +58,7 @@ class Groups:
     def make(self, name: str) -> Sequence[Path]:
         """The session's groups, made if need be; none where that does not work after all."""
         groups = [base / f"{self._prefix}{name}" for base in self._bases]
+        self._made.add(name)
         try:
             for group, files in zip(groups, self._bases.values(), strict=True):
                 group.mkdir(exist_ok=True)
@@ -66,11 +69,27 @@ class Groups:
             return []
         return groups
 
-    def remove(self, name: str) -> None:
-        """Remove the session's groups; processes still in them keep them until the next try."""
+    def remove(self, name: str) -> bool:
+        """Remove the session's groups; False where processes that have not quite ended keep them."""
+        gone = True
         for base in self._bases:
-            with suppress(OSError):
+            try:
                 (base / f"{self._prefix}{name}").rmdir()
+            except FileNotFoundError:
+                continue
+            except OSError:
+                gone = False
+        if gone:
+            self._made.discard(name)
+        return gone
+
+    def remove_surely(self, names: Iterable[str] | None = None) -> None:
+        """Remove groups, all made here if none are named; waits half a second for processes to end."""
+        for name in tuple(self._made if names is None else names):
+            for _ in range(50):
+                if self.remove(name):
+                    break
+                time.sleep(0.01)
 
     def sweep(self) -> None:
         """Remove what killed workers left. A group in use stays; one about to be is made again, or missed."""

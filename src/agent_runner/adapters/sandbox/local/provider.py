@@ -133,7 +133,7 @@ class LocalProvider:
         if commands := self._commands.pop(check_session_id(session_id), None):
             await commands.kill()
         if self._groups is not None:
-            self._groups.remove(session_id)
+            await asyncio.to_thread(self._groups.remove_surely, [session_id])
 
     async def delete(self, session_id: str) -> None:
         await self.stop(session_id)
@@ -178,6 +178,8 @@ class LocalProvider:
     async def aclose(self) -> None:
         for session_id in tuple(self._commands):
             await self.stop(session_id)
+        if self._groups is not None:
+            await asyncio.to_thread(self._groups.remove_surely)
         if self._proxy is not None:
             await self._proxy.aclose()
             self._proxy = None
@@ -257,7 +259,7 @@ class LocalProvider:
         finally:
             await asyncio.to_thread(self._layout.remove, probe)
             if self._groups is not None:
-                self._groups.remove(probe)
+                await asyncio.to_thread(self._groups.remove_surely, [probe])
         if missing := result.stdout.decode().split():
             raise SandboxRefusedError(
                 f"Not found below /usr: {', '.join(missing)}. Install them for the agents."
