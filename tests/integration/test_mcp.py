@@ -335,3 +335,50 @@ async def test_servers_over_http_get_headers_and_query(sandbox: Sandbox, transpo
             assert text(await call(tools, "headers")).startswith("k ")
             large = await call(tools, "large", size=9 << 20)
             assert (large.status, "more than 8 MiB" in text(large)) == ("error", True)
+
+
+@asynccontextmanager
+async def raw_http(answer: bytes) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """Gives every request the same bytes; tells address and requests."""
+    asked: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/mcp", asked
+
+
+def http(status: str, *headers: str, body: bytes = b"") -> bytes:
+    lines = (f"HTTP/1.1 {status}", *headers, f"Content-Length: {len(body)}", "Connection: close", "", "")
+    return "\r\n".join(lines).encode() + body
+
+
+@pytest.mark.parametrize(
+    ("answer", "warning"),
+    [
+        (http("401 Unauthorized"), "it answered HTTP 401"),
+        (http("500 Oops"), "it answered HTTP 500"),
+        (http("200 OK", "Content-Type: text/html", body=b"<p>Hello"), "text/html"),
+        (http("200 OK", "Content-Type: application/json", body=b"{]"), ""),
+        (http("200 OK", "Content-Type: application/json", "Content-Encoding: gzip", body=b"x"), "compressed"),
+        (http("307 Elsewhere", "Location: http://127.0.0.2:9/mcp"), ""),
+        (b"garbage\r\n\r\n", ""),
+    ],
+    ids=["key", "broken", "page", "no JSON", "compressed", "elsewhere", "no HTTP"],
+)
+async def test_an_address_that_speaks_no_mcp_is_a_warning_and_keeps_the_key(
+    sandbox: Sandbox, answer: bytes, warning: str
+) -> None:
+    async with raw_http(answer) as (url, asked):
+        plan = McpServerPlan("web", Endpoint(f"{url}?key=s3cret", {"X-Key": "s3cret"}))
+        async with opened([plan], sandbox, start_timeout=timedelta(seconds=5)) as tools:
+            (said,) = tools.warnings
+
+    assert said.startswith("MCP server 'web' cannot be used: ")
+    assert warning in said
+    assert b"X-Key: s3cret" in asked[0]
+    assert "s3cret" not in said

@@ -164,10 +164,12 @@ def _explained(error: BaseException, faults: Faults) -> str:
         return faults.text
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"it answered HTTP {error.response.status_code}"  # its own words hold the address, and so keys
     if isinstance(error, httpx.ConnectError):
         return "nobody answers at its address"
     if isinstance(error, ValidationError):
         return "it does not keep to the protocol"
     if not isinstance(error, _EXPECTED):
         log.warning("server failed in an unknown way", exc_info=error)
-    return str(error).rstrip(".") or type(error).__name__
+    return str(error).partition("\n")[0][:500].rstrip(".") or type(error).__name__

@@ -169,10 +169,10 @@ class _Bounded(httpx.AsyncBaseTransport):
         response = await self._inner.handle_async_request(request)
         if response.status_code >= 400 and request.method == "POST":
             self._faults.note(f"it answered HTTP {response.status_code}")
-        if response.headers.get("content-encoding", "identity") != "identity":
+        if problem := _unreadable(request, response):
             await response.aclose()
-            self._faults.note("it answers compressed, without being asked to")
-            raise httpx.DecodingError(self._faults.text, request=request)
+            self._faults.note(problem)
+            raise httpx.DecodingError(problem, request=request)
         assert isinstance(response.stream, httpx.AsyncByteStream)
         by_line = response.headers.get("content-type", "").startswith("text/event-stream")
         response.stream = _BoundedStream(response.stream, self._faults, by_line=by_line)
@@ -180,6 +180,16 @@ class _Bounded(httpx.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         await self._inner.aclose()
+
+
+def _unreadable(request: httpx.Request, response: httpx.Response) -> str:
+    """Why the client library could make nothing of an answer, or too much; empty when it can."""
+    if response.headers.get("content-encoding", "identity") != "identity":
+        return "it answers compressed, without being asked to"
+    kind = response.headers.get("content-type", "").partition(";")[0]
+    if request.method == "POST" and response.status_code == 200 and kind.startswith("text/html"):
+        return f"it answers {kind}, which is no MCP"
+    return ""
 
 
 class _BoundedStream(httpx.AsyncByteStream):
