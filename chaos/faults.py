@@ -150,6 +150,8 @@ class Storm:
         if fault.target != "temporal":
             await asyncio.sleep(min(fault.seconds, 3))
             self.cluster.run(fault.target)
+        if fault.target == "server":
+            await self.cluster.serves()  # one that is killed before it serves is only away for longer
 
 
 async def storm(folder: Path, plan: Plan) -> Findings:
