@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from agent_runner.bootstrap.data import DataDirectory
 from agent_runner.errors import AgentRunnerError
+from agent_runner.ports.sandboxes import SandboxProvider
 from agent_runner.settings import Settings
 
 Row = tuple[str, bool, str]
@@ -63,10 +64,17 @@ def _sandboxes(settings: Settings) -> Iterator[Row]:
 
     for kind in KINDS:
         provider = sandbox_provider(settings, DataDirectory(settings.data_dir), kind)
-        problem = asyncio.run(provider.check())
+        problem = asyncio.run(_checked(provider))
         wanted = " (in use)" if kind == settings.sandbox else ""
         # A kind nobody asked for is no problem of this machine's.
         yield f"sandbox {kind}", not problem or not wanted, (problem or "works") + wanted
+
+
+async def _checked(provider: SandboxProvider) -> str:
+    try:
+        return await provider.check()
+    finally:
+        await provider.aclose()
 
 
 def _model(settings: Settings) -> Row:

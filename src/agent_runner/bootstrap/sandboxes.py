@@ -2,24 +2,62 @@
 
 from __future__ import annotations
 
+import os
+import socket
+from datetime import timedelta
+
 from agent_runner.adapters.sandbox.local import LocalProvider, UnconfinedProvider
 from agent_runner.bootstrap.data import DataDirectory
 from agent_runner.errors import SettingsError
 from agent_runner.ports.sandboxes import SandboxProvider
 from agent_runner.settings import Settings
 
-KINDS = ("local", "unconfined")
+KINDS = ("local", "unconfined", "docker", "daytona")
+
+_NAME_OF_OLD = "agent-sandbox-basic:latest"
+"""The image Stigmer's users build themselves; who has not built it gets one that can be fetched."""
 
 
 def sandbox_provider(settings: Settings, data: DataDirectory, kind: str | None = None) -> SandboxProvider:
     """The provider of the settings' kind, or of the one asked for.
 
     Raises:
-        SettingsError: this installation does not have it.
+        SettingsError: there is no such kind.
     """
     chosen = kind or settings.sandbox
     if chosen == "local":
         return LocalProvider(data.sandboxes)
     if chosen == "unconfined":
         return UnconfinedProvider(data.sandboxes)
-    raise SettingsError(f"sandbox={chosen} is not available in this version. Choose {' or '.join(KINDS)}.")
+    if chosen == "docker":
+        return _docker(settings, data)
+    if chosen == "daytona":
+        return _daytona()
+    raise SettingsError(f"sandbox={chosen} is no kind of sandbox. Choose {' or '.join(KINDS)}.")
+
+
+def _docker(settings: Settings, data: DataDirectory) -> SandboxProvider:
+    # Imported here: the other kinds do without it.
+    from agent_runner.adapters.sandbox.docker import DEFAULT_IMAGE, DockerProvider
+    from agent_runner.adapters.sandbox.leases import Leases
+    from agent_runner.adapters.sandbox.lifecycle import ManagedProvider
+
+    image = DEFAULT_IMAGE if settings.sandbox_image == _NAME_OF_OLD else settings.sandbox_image
+    return ManagedProvider(
+        DockerProvider(image=image),
+        Leases(data.sandboxes / "leases.sqlite"),
+        owner=f"{socket.gethostname()}-{os.getpid()}",
+        idle_after=timedelta(seconds=settings.sandbox_idle_seconds),
+    )
+
+
+def _daytona() -> SandboxProvider:
+    from agent_runner.adapters.sandbox.daytona import DEFAULT_API_URL, DaytonaProvider
+
+    # The names Daytona's own tools and Stigmer's documents use.
+    return DaytonaProvider(
+        api_key=os.environ.get("DAYTONA_API_KEY", ""),
+        api_url=os.environ.get("DAYTONA_API_URL", DEFAULT_API_URL),
+        target=os.environ.get("DAYTONA_TARGET", "us"),
+        snapshot=os.environ.get("DAYTONA_DEV_TOOLS_SNAPSHOT_ID", ""),
+    )

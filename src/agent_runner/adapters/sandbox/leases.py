@@ -55,6 +55,7 @@ class Leases:
         # SQLite blocks, so it has a thread; one, for a connection belongs to the thread that made it.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="leases")
         self._connection: sqlite3.Connection | None = None
+        self._closed = False
 
     async def touch(self, kind: str, session_id: str, owner: str, ttl: timedelta) -> None:
         """Take the lease or prolong it; whoever used a sandbox last owns it."""
@@ -75,8 +76,10 @@ class Leases:
         return [Lease(*row) for row in rows]
 
     async def aclose(self) -> None:
-        await self._call(self._close)
-        self._thread.shutdown()
+        if not self._closed:
+            self._closed = True
+            await self._call(self._close)
+            self._thread.shutdown()
 
     async def _call(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

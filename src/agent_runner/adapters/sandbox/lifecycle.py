@@ -64,6 +64,7 @@ class ManagedProvider:
     ) -> None:
         """
         Args:
+            leases: closed with this.
             owner: this worker's name, in leases.
             max_running: 0 for as many as there are sessions.
             idle_after: a sandbox without use for so long is stopped.
@@ -121,6 +122,7 @@ class ManagedProvider:
             await asyncio.wait([self._keeper])
             self._keeper = None
         await self._inner.aclose()
+        await self._leases.aclose()
 
     @property
     def running(self) -> Sequence[str]:

@@ -145,7 +145,8 @@ class DockerProvider:
     async def check(self) -> str:
         try:
             await self._request("GET", "_ping")
-            await self._have_image()
+            if not self._auto_pull:
+                await self._have_image()
         except (SandboxRefusedError, SandboxUnavailableError) as error:
             return str(error)
         return ""
