@@ -15,7 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -57,6 +57,12 @@ class Settings(BaseSettings):
         default="127.0.0.1:7234",
         validation_alias=_named("listen"),
         description="`host:port` the control plane listens on. Port 0 takes a free one.",
+    )
+    web_listen: str = Field(
+        default="127.0.0.1:7235",
+        validation_alias=_named("web_listen"),
+        description="`host:port` of the web port: events as server-sent events, health, metrics. "
+        "Port 0 takes a free one; `off` opens none.",
     )
     api_key: SecretStr | None = Field(
         default=None,
@@ -178,6 +184,26 @@ class Settings(BaseSettings):
         validation_alias=_named("full_workflow_argument"),
         description="Give foreign runners the whole execution as the workflow's argument.",
     )
+    retention_days: int = Field(
+        default=0,
+        ge=0,
+        validation_alias=_named("retention_days"),
+        description="Sessions in which nothing has happened for so many days are removed, with their "
+        "executions, logs, sandboxes and threads. 0 keeps them.",
+    )
+    compact_after_minutes: int = Field(
+        default=60,
+        ge=0,
+        validation_alias=_named("compact_after_minutes"),
+        description="So long after its end the log of an execution is compacted: pieces of text are folded "
+        "into their message. 0 never does.",
+    )
+    checkpoints_kept: int = Field(
+        default=10,
+        ge=0,
+        validation_alias=_named("checkpoints_kept"),
+        description="Checkpoints of a conversation that stay after a turn; 0 keeps all.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info",
         validation_alias=_named("log_level", "LOG_LEVEL"),
@@ -199,9 +225,11 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
-    @field_validator("listen", "address")
+    @field_validator("listen", "address", "web_listen")
     @classmethod
-    def _host_and_port(cls, value: str) -> str:
+    def _host_and_port(cls, value: str, info: ValidationInfo) -> str:
+        if value == "off" and info.field_name == "web_listen":
+            return value
         host, separator, port = value.rpartition(":")
         if not separator or not host or not port.isdigit() or int(port) > 65_535:
             raise ValueError(f"must be host:port, such as 127.0.0.1:7234, not {value!r}")
@@ -294,12 +322,14 @@ def _refuse_unknown_names(environment: Mapping[str, str]) -> None:
 
 
 def _refuse_open_door(settings: Settings) -> None:
-    host = settings.listen.rpartition(":")[0]
-    if host not in _LOOPBACK and settings.api_key is None and not settings.insecure:
-        raise SettingsError(
-            f"listen={settings.listen} would let anybody on the network in. "
-            f"Set {PREFIX}API_KEY, listen on 127.0.0.1, or say --insecure."
-        )
+    for name in ("listen", "web_listen"):
+        value: str = getattr(settings, name)
+        closed = value == "off" or value.rpartition(":")[0] in _LOOPBACK
+        if not closed and settings.api_key is None and not settings.insecure:
+            raise SettingsError(
+                f"{name}={value} would let anybody on the network in. "
+                f"Set {PREFIX}API_KEY, listen on 127.0.0.1, or say --insecure."
+            )
 
 
 def _explain(error: ValidationError) -> str:

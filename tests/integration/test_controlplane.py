@@ -376,7 +376,7 @@ async def test_a_method_that_is_not_there_is_unimplemented(channel: grpc.aio.Cha
 
 
 async def test_every_method_of_the_api_is_answered(channel: grpc.aio.Channel, services: Services) -> None:
-    routes = Routes(services, ServerController(services.workflows, "1", ""), SOON)
+    routes = Routes(services, ServerController(services, "1", ""), SOON)
     pool = descriptor_pool.Default()
     for method in (m for name in routes.names for m in pool.FindServiceByName(name).methods):
         if not method.client_streaming and not method.server_streaming:

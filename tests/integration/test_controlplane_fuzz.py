@@ -140,10 +140,11 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 def methods_of(world: World) -> list[MethodDescriptor]:
     """Every method the server has, but those whose request is a stream."""
-    routes = Routes(world.process(), ServerController(world.workflows, "1", ""), timedelta(seconds=1))
+    services = world.process()
+    routes = Routes(services, ServerController(services, "1", ""), timedelta(seconds=1))
     pool = descriptor_pool.Default()
-    services = [pool.FindServiceByName(name) for name in routes.names]
-    return [m for s in services for m in s.methods if not m.client_streaming]
+    found = [pool.FindServiceByName(name) for name in routes.names]
+    return [m for s in found for m in s.methods if not m.client_streaming]
 
 
 async def call(channel: grpc.aio.Channel, method: MethodDescriptor, request: bytes) -> grpc.StatusCode:

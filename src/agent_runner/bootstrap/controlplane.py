@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from datetime import timedelta
 from importlib.metadata import version
 
 import structlog
@@ -23,6 +25,8 @@ from agent_runner.domain.archives import ArchiveLimits
 from agent_runner.runner.ends import ServiceEnds
 from agent_runner.runner.worker import ControlPlaneWorker
 from agent_runner.services.container import Services, build_services
+from agent_runner.services.identity import store_id
+from agent_runner.services.retention import RetentionPolicy
 from agent_runner.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -47,11 +51,13 @@ async def control_plane(
     """A control plane that serves; gives its `host:port`."""
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(SqliteDatabase(data.database))
+        store = SqliteResourceStore(database)
+        starter = replace(starter_settings(settings), owner=await store_id(store))
         services = build_services(
-            SqliteResourceStore(database),
+            store,
             SqliteEventLog(database),
             MemoryAnnouncer(),
-            TemporalWorkflowStarter(connection, starter_settings(settings)),
+            TemporalWorkflowStarter(connection, starter),
             artifacts=ObjectArtifactStore.from_url(settings.artifact_store or data.artifacts.as_uri()),
             spool=data.root,
             skill_limits=skill_limits(settings),
@@ -64,6 +70,7 @@ async def control_plane(
             api_key=settings.key,
             version=version(DISTRIBUTION),
             temporal_address=connection.address,
+            retention=retention_policy(settings),
         )
         port = await api.start()
         stack.push_async_callback(api.stop, 2.0)
@@ -78,6 +85,13 @@ def skill_limits(settings: Settings) -> ArchiveLimits:
         compressed_bytes=settings.skill_archive_bytes,
         uncompressed_bytes=settings.skill_unpacked_bytes,
         entries=settings.skill_entries,
+    )
+
+
+def retention_policy(settings: Settings) -> RetentionPolicy:
+    return RetentionPolicy(
+        compact_after=timedelta(minutes=settings.compact_after_minutes) or None,
+        sessions_for=timedelta(days=settings.retention_days) or None,
     )
 
 

@@ -92,6 +92,8 @@ async def parts(
                 skills=SkillLoader(skills, _skill_cache(settings, data, skills)),
                 environments=GrpcEnvironmentResolver(channel),
                 mcp=mcp,
+                checkpoints=checkpoints,
+                keep_checkpoints=settings.checkpoints_kept,
                 secrets=secrets or LiveSecrets(),
             )
     finally:

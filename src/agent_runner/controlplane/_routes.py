@@ -98,7 +98,12 @@ class Routes:
         variables = VariableController(services.variables, services.keys)
         self._add(
             (execution_service_pb2,),
-            {"CancelExecution": executions.cancel},
+            {
+                "CancelExecution": executions.cancel,
+                "TerminateExecution": executions.terminate,
+                "PauseExecution": executions.pause,
+                "ResumeExecution": executions.resume,
+            },
             {"WatchExecution": executions.watch},
         )
         self._add(
@@ -123,7 +128,11 @@ class Routes:
         self._add((resource_service_pb2,), {"ListResources": ResourceController(services).list_resources})
         self._add(
             (server_service_pb2,),
-            {"GetServerInfo": server.get_server_info, "RotateKeys": variables.rotate_keys},
+            {
+                "GetServerInfo": server.get_server_info,
+                "GetMetrics": server.get_metrics,
+                "RotateKeys": variables.rotate_keys,
+            },
         )
 
     def _add(

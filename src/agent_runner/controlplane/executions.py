@@ -13,6 +13,12 @@ from agent_runner.services.watching import WatchService
 from agent_runner.v1.execution_service_pb2 import (
     CancelExecutionRequest,
     CancelExecutionResponse,
+    PauseExecutionRequest,
+    PauseExecutionResponse,
+    ResumeExecutionRequest,
+    ResumeExecutionResponse,
+    TerminateExecutionRequest,
+    TerminateExecutionResponse,
     WatchExecutionRequest,
 )
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import EXECUTION_PHASE_UNSPECIFIED
@@ -69,6 +75,21 @@ class ExecutionController:
         validate(request)
         execution = await self._executions.cancel(request.execution_id, request.reason)
         return CancelExecutionResponse(execution=execution)
+
+    async def terminate(self, request: TerminateExecutionRequest) -> TerminateExecutionResponse:
+        validate(request)
+        execution = await self._executions.terminate(request.execution_id, request.reason)
+        return TerminateExecutionResponse(execution=execution)
+
+    async def pause(self, request: PauseExecutionRequest) -> PauseExecutionResponse:
+        validate(request)
+        execution = await self._executions.pause(request.execution_id, request.reason)
+        return PauseExecutionResponse(execution=execution)
+
+    async def resume(self, request: ResumeExecutionRequest) -> ResumeExecutionResponse:
+        validate(request)
+        execution = await self._executions.resume(request.execution_id)
+        return ResumeExecutionResponse(execution=execution)
 
 
 def _page(size: int, token: str) -> PageRequest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from datetime import timedelta
 from typing import Final
 
@@ -16,6 +17,7 @@ from agent_runner.controlplane._routes import Routes
 from agent_runner.controlplane.server_info import ServerController
 from agent_runner.errors import AgentRunnerError, SettingsError
 from agent_runner.services.container import Services
+from agent_runner.services.retention import RetentionPolicy
 
 log = structlog.get_logger(__name__)
 
@@ -46,6 +48,8 @@ class ControlPlane:
         temporal_address: shown by `GetServerInfo`.
         reconcile_every: how often unfinished executions are compared with Temporal.
         slow_after: how long a watcher may take no message before it is cut off.
+        retention: what is kept for how long; None keeps everything as it is.
+        sweep_every: how often what is old is looked for.
     """
 
     def __init__(
@@ -58,16 +62,20 @@ class ControlPlane:
         temporal_address: str = "",
         reconcile_every: timedelta = timedelta(seconds=30),
         slow_after: timedelta = timedelta(seconds=30),
+        retention: RetentionPolicy | None = None,
+        sweep_every: timedelta = timedelta(minutes=10),
     ) -> None:
+        self._retention = retention
+        self._sweep_every = sweep_every
         self._services = services
         self._address = address
         self._api_key = api_key
         self._reconcile_every = reconcile_every
         self._slow_after = slow_after
-        self._info = ServerController(services.workflows, version, temporal_address)
+        self._info = ServerController(services, version, temporal_address)
         self._health = health.aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
-        self._reconciler: asyncio.Task[None] | None = None
+        self._keepers: list[asyncio.Task[None]] = []
 
     async def start(self) -> int:
         """Listen; returns the port.
@@ -88,16 +96,20 @@ class ControlPlane:
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         await server.start()
         self._server = server
-        self._reconciler = asyncio.create_task(self._reconcile(), name="reconciler")
+        self._keepers = [
+            asyncio.create_task(self._reconcile(), name="reconciler"),
+            asyncio.create_task(self._sweep(), name="retention"),
+        ]
         log.info("control plane listens", address=self._address, port=port)
         return port
 
     async def stop(self, grace: float | timedelta = 5.0) -> None:
         """Take no more calls, let running ones end within the grace (seconds), then cut them off."""
         seconds = grace.total_seconds() if isinstance(grace, timedelta) else grace
-        if self._reconciler is not None:
-            self._reconciler.cancel()
-            await asyncio.wait([self._reconciler])
+        for keeper in self._keepers:
+            keeper.cancel()
+        if self._keepers:
+            await asyncio.wait(self._keepers)
         if self._server is not None:
             await self._health.enter_graceful_shutdown()
             self._services.watches.close()
@@ -115,11 +127,21 @@ class ControlPlane:
 
     async def _reconcile(self) -> None:
         while True:
-            try:
-                await self._services.runs.reconcile()
-            except AgentRunnerError as error:
-                log.warning("reconciling failed", error=str(error))
-            # The edge of a loop nobody watches: the next round may do better.
-            except Exception:
-                log.exception("reconciling failed")
+            await _again("reconciling", self._services.runs.reconcile())
             await asyncio.sleep(self._reconcile_every.total_seconds())
+
+    async def _sweep(self) -> None:
+        while self._retention is not None:
+            await asyncio.sleep(self._sweep_every.total_seconds())
+            await _again("sweeping", self._services.retention.sweep(self._retention))
+
+
+async def _again(name: str, work: Awaitable[object]) -> None:
+    """One round of a loop nobody watches: what fails is logged, the next round may do better."""
+    try:
+        await work
+    except AgentRunnerError as error:
+        log.warning("a round failed", work=name, error=str(error))
+    # The edge of the loop.
+    except Exception:
+        log.exception("a round failed", work=name)

@@ -5,8 +5,15 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime
 
-from agent_runner.ports.workflows import WorkflowStarter
-from agent_runner.v1.server_service_pb2 import GetServerInfoRequest, GetServerInfoResponse
+from agent_runner.services.container import Services
+from agent_runner.v1.server_service_pb2 import (
+    GetMetricsRequest,
+    GetMetricsResponse,
+    GetServerInfoRequest,
+    GetServerInfoResponse,
+    Metric,
+    MetricSample,
+)
 
 _PATIENCE = 2.0
 """Seconds Temporal gets to answer before it counts as away."""
@@ -15,8 +22,9 @@ _PATIENCE = 2.0
 class ServerController:
     """What this server is and whether it is well."""
 
-    def __init__(self, workflows: WorkflowStarter, version: str, temporal_address: str) -> None:
-        self._workflows = workflows
+    def __init__(self, services: Services, version: str, temporal_address: str) -> None:
+        self._workflows = services.workflows
+        self._metrics = services.metrics
         self._version = version
         self._temporal_address = temporal_address
         self._started_at = datetime.now(UTC)
@@ -27,6 +35,19 @@ class ServerController:
             temporal_address=self._temporal_address,
             temporal_reachable=await self._temporal_reachable(),
             started_at=self._started_at.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        )
+
+    async def get_metrics(self, request: GetMetricsRequest) -> GetMetricsResponse:
+        return GetMetricsResponse(
+            metrics=[
+                Metric(
+                    name=metric.name,
+                    help=metric.help,
+                    counter=metric.counter,
+                    samples=[MetricSample(labels=labels, value=value) for labels, value in metric.samples],
+                )
+                for metric in await self._metrics.metrics()
+            ]
         )
 
     async def _temporal_reachable(self) -> bool:

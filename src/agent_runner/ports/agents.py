@@ -30,6 +30,23 @@ class SubAgentSpecification:
 
 
 @dataclass(frozen=True, slots=True)
+class SteeringMessage:
+    """A message that is to join the turn before its next model call.
+
+    Attributes:
+        execution_id: of the execution it was sent as.
+    """
+
+    execution_id: str
+    text: str = field(repr=False)
+
+
+def unsteered() -> Sequence[SteeringMessage]:
+    """For turns nobody steers."""
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
 class AgentSpecification:
     """Everything an engine needs to make an agent.
 
@@ -44,6 +61,8 @@ class AgentSpecification:
         used_tool_calls: and how many tool calls they began.
         mask: takes the secrets out of text, also inside mappings and lists. Applied to what a tool gives
             before the model, the journal and the checkpoints get it.
+        steering: messages that are to join the turn, also those that have joined, oldest first; asked
+            before each model call of the agent itself.
     """
 
     name: str
@@ -56,6 +75,7 @@ class AgentSpecification:
     used: Usage = field(default_factory=Usage)
     used_tool_calls: int = 0
     mask: Callable[[Any], Any] = unmasked
+    steering: Callable[[], Sequence[SteeringMessage]] = unsteered
 
 
 @dataclass(frozen=True, slots=True)

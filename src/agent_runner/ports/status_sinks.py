@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from agent_runner.ports.agents import RecordedCall, ToolJournal
+from agent_runner.ports.agents import RecordedCall, SteeringMessage, ToolJournal
 from agent_runner.v1.events_pb2 import ExecutionEvent
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution, AgentExecutionStatus
 
@@ -28,6 +29,7 @@ class Grant:
     attempt: int
     execution: AgentExecution
     calls: dict[str, RecordedCall] = field(default_factory=dict)
+    steering: Sequence[SteeringMessage] = ()
 
 
 class StatusSink(ToolJournal, Protocol):
@@ -55,6 +57,19 @@ class StatusSink(ToolJournal, Protocol):
     @property
     def cancel_requested(self) -> bool:
         """Whether an answer to an append said so."""
+        ...
+
+    @property
+    def pause_requested(self) -> bool:
+        """Whether the newest answer to an append said so."""
+        ...
+
+    async def wait_pause(self) -> None:
+        """Return when somebody asked to pause; for as long as nobody does, wait."""
+        ...
+
+    def steering(self) -> Sequence[SteeringMessage]:
+        """Messages that are to join the turn or have joined, as far as answers told of them."""
         ...
 
     async def wait_stop(self) -> None:

@@ -24,10 +24,10 @@ from agent_runner.ports.agents import DrainedError, Turn
 from agent_runner.ports.status_sinks import AttemptOf, Grant, StatusSink
 from agent_runner.runner.failures import as_failure, drained, final, short
 from agent_runner.runner.patience import patiently
-from agent_runner.runner.payloads import EXECUTION_CANCELLED, EXECUTION_FAILED
+from agent_runner.runner.payloads import EXECUTION_CANCELLED, EXECUTION_FAILED, EXECUTION_PAUSED
 from agent_runner.runner.results import summary
 from agent_runner.runner.running import Parts, TurnRun
-from agent_runner.v1.events_pb2 import ExecutionEvent, PhaseChanged, WarningRaised
+from agent_runner.v1.events_pb2 import ExecutionEvent, Paused, PhaseChanged, WarningRaised
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution, AgentExecutionStatus
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
     EXECUTION_CANCELLED as CANCELLED,
@@ -179,8 +179,11 @@ class Attempt:
         if error is None:
             await self._finish(sink, COMPLETED)
             log.info("execution completed", execution_id=self._execution_id)
+            await self._prune()
             return summary(sink.status)
         if isinstance(error, DrainedError):
+            if sink.pause_requested:
+                await self._pause(sink)
             await _within(_HURRIED_WORDS, sink.flush())
             log.info("execution handed over", execution_id=self._execution_id)
             raise drained(str(error)) from None
@@ -193,6 +196,27 @@ class Attempt:
             log.error("execution failed unexpectedly", execution_id=self._execution_id, exc_info=error)
         await self._finish(sink, FAILED, self._text(error))
         raise final(self._text(error), type(error).__name__) from None
+
+    async def _pause(self, sink: StatusSink) -> None:
+        """Say that the turn has stopped. Returns when somebody resumed it meanwhile."""
+        sink.emit(ExecutionEvent(paused=Paused()))
+        try:
+            await sink.flush()
+        except AgentRunnerError as lost:
+            raise self._as_lost(lost) from None
+        if sink.pause_requested:
+            log.info("execution paused", execution_id=self._execution_id)
+            raise final("The execution is paused.", EXECUTION_PAUSED)
+
+    async def _prune(self) -> None:
+        """Drop old checkpoints of the thread; best effort, the next turn does it too."""
+        checkpoints, keep = self._parts.checkpoints, self._parts.keep_checkpoints
+        if checkpoints is None or not keep:
+            return
+        try:
+            await checkpoints.prune(self._thread_id, keep=keep)
+        except AgentRunnerError as error:
+            log.warning("checkpoints not pruned", thread_id=self._thread_id, reason=str(error))
 
     async def _on_stop(self, sink: StatusSink) -> AgentExecutionStatus:
         """The turn was ended from here: a cancel came by the control plane, or time is up."""

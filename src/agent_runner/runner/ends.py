@@ -25,3 +25,6 @@ class ServiceEnds:
             return
         change = PhaseChanged(phase=status.phase, error=status.error)
         await self._services.events.record(execution_id, ExecutionEvent(phase_changed=change))
+
+    async def told(self, execution_id: str) -> None:
+        await self._services.runs.told(execution_id)

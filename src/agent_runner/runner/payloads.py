@@ -7,25 +7,31 @@ from typing import Any
 
 from agent_runner.ports.workflows import (
     CLEANUP_SANDBOX,
+    CLEANUP_WORKFLOW_TYPE,
     COMPLETE_EXTERNAL_ACTIVITY,
     ENSURE_THREAD,
     EXECUTE_GRAPHTON,
+    FORGET_THREAD,
     RUNNER_TASK_QUEUE,
     TASK_QUEUE_MEMO,
     UPDATE_EXECUTION_STATUS,
     WORKFLOW_TASK_QUEUE,
     WORKFLOW_TYPE,
     InvokeOptions,
+    SessionRemains,
     workflow_id,
 )
 
 __all__ = [
     "CLEANUP_SANDBOX",
+    "CLEANUP_WORKFLOW_TYPE",
     "COMPLETE_EXTERNAL_ACTIVITY",
     "ENSURE_THREAD",
     "EXECUTE_GRAPHTON",
     "EXECUTION_CANCELLED",
     "EXECUTION_FAILED",
+    "EXECUTION_PAUSED",
+    "FORGET_THREAD",
     "RUNNER_TASK_QUEUE",
     "TASK_QUEUE_MEMO",
     "UPDATE_EXECUTION_STATUS",
@@ -33,6 +39,7 @@ __all__ = [
     "WORKFLOW_TYPE",
     "ExternalCompletion",
     "InvokeOptions",
+    "SessionRemains",
     "workflow_id",
 ]
 
@@ -40,6 +47,8 @@ EXECUTION_FAILED = "ExecutionFailed"
 """Type of the error by which an execution fails in Temporal once FAILED is stored."""
 EXECUTION_CANCELLED = "ExecutionCancelled"
 """The same for CANCELLED, where it was not Temporal that was asked."""
+EXECUTION_PAUSED = "ExecutionPaused"
+"""Type of the error by which the runner gives up an execution that is paused: the workflow just ends."""
 
 
 @dataclass(frozen=True, slots=True)

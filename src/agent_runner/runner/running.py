@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,7 +14,7 @@ from temporalio import activity
 from agent_runner.domain.masking import LiveSecrets, Masker
 from agent_runner.domain.mcp_servers import plan_servers, unknown_servers
 from agent_runner.errors import AgentRunnerError, LimitReachedError
-from agent_runner.ports.agents import AgentFactory, AgentSession, AgentSpecification, Turn
+from agent_runner.ports.agents import AgentFactory, AgentSession, AgentSpecification, Checkpoints, Turn
 from agent_runner.ports.environments import EnvironmentResolver
 from agent_runner.ports.mcp import McpConnector, McpTools
 from agent_runner.ports.models import Model, ModelResolver
@@ -49,6 +49,8 @@ class Parts:
         environments: asks the control plane for variables; None reads the layers and merges them here.
         skills: None on a worker that cannot bring skills to its sandboxes.
         mcp: None on a worker that opens no MCP servers.
+        checkpoints: what `agents` remember by; None on a worker that never removes any of it.
+        keep_checkpoints: how many of a thread stay after a turn; 0 keeps all.
         secrets: learns what this process must keep out of its logs.
     """
 
@@ -60,6 +62,8 @@ class Parts:
     environments: EnvironmentResolver | None = None
     skills: SkillLoader | None = None
     mcp: McpConnector | None = None
+    checkpoints: Checkpoints | None = None
+    keep_checkpoints: int = 0
     secrets: LiveSecrets = field(default_factory=LiveSecrets)
 
 
@@ -128,7 +132,8 @@ class TurnRun:
         report = MaskedReport(self._sink, self._masker)
         async with (
             self._parts.agents.open(specification, report) as session,
-            _drained_on_shutdown(session),
+            _drained_after(activity.wait_for_worker_shutdown, session, "The worker stops"),
+            _drained_after(self._sink.wait_pause, session, "Somebody asked to pause"),
         ):
             async for event in session.run(self._turn):
                 report.emit(event)
@@ -221,6 +226,7 @@ class TurnRun:
             used=self._before.run.usage,
             used_tool_calls=len(self._before.tool_calls),
             mask=self._masker.value,
+            steering=self._sink.steering,
         )
 
     @asynccontextmanager
@@ -245,14 +251,16 @@ class TurnRun:
 
 
 @asynccontextmanager
-async def _drained_on_shutdown(session: AgentSession) -> AsyncIterator[None]:
-    """Ask the turn to stop after its super-step when the worker is told to stop."""
+async def _drained_after(
+    asked: Callable[[], Awaitable[None]], session: AgentSession, reason: str
+) -> AsyncIterator[None]:
+    """Ask the turn to stop after its super-step when somebody asks for it."""
 
     async def wait() -> None:
-        await activity.wait_for_worker_shutdown()
-        session.request_drain("The worker stops")
+        await asked()
+        session.request_drain(reason)
 
-    waiting = asyncio.create_task(wait(), name="wait for shutdown")
+    waiting = asyncio.create_task(wait(), name=f"drain: {reason}")
     try:
         yield
     finally:

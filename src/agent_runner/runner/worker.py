@@ -16,9 +16,9 @@ from agent_runner.ports.workflows import RUNNER_TASK_QUEUE, WORKFLOW_TASK_QUEUE
 from agent_runner.runner.activities.executions import EndingActivities, ExecutionEnds
 from agent_runner.runner.activities.graphton import ExecutionActivities
 from agent_runner.runner.activities.sandboxes import SandboxActivities
-from agent_runner.runner.activities.threads import ensure_thread
+from agent_runner.runner.activities.threads import ThreadActivities, ensure_thread
 from agent_runner.runner.attempts import Parts
-from agent_runner.runner.workflows import InvokeAgentExecution
+from agent_runner.runner.workflows import CleanUpSession, InvokeAgentExecution
 
 log = structlog.get_logger(__name__)
 
@@ -91,7 +91,7 @@ class ControlPlaneWorker(_Served):
             client,
             task_queue=task_queue,
             build_id=_BUILD_ID,
-            workflows=[InvokeAgentExecution],
+            workflows=[InvokeAgentExecution, CleanUpSession],
             activities=[ensure_thread, activities.update_status, activities.complete],
             # The import contract keeps the workflow pure; the sandbox would cost two thirds on top.
             workflow_runner=UnsandboxedWorkflowRunner(),
@@ -113,6 +113,7 @@ class RunnerWorker(_Served):
                 ensure_thread,
                 ExecutionActivities(parts).execute,
                 SandboxActivities(parts.sandboxes).cleanup,
+                ThreadActivities(parts.checkpoints).forget,
             ],
             max_concurrent_activities=chosen.concurrency,
             max_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,

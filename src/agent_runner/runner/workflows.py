@@ -17,17 +17,22 @@ from temporalio.exceptions import (
 
 with workflow.unsafe.imports_passed_through():
     from agent_runner.runner.payloads import (
+        CLEANUP_SANDBOX,
+        CLEANUP_WORKFLOW_TYPE,
         COMPLETE_EXTERNAL_ACTIVITY,
         ENSURE_THREAD,
         EXECUTE_GRAPHTON,
         EXECUTION_CANCELLED,
         EXECUTION_FAILED,
+        EXECUTION_PAUSED,
+        FORGET_THREAD,
         RUNNER_TASK_QUEUE,
         TASK_QUEUE_MEMO,
         UPDATE_EXECUTION_STATUS,
         WORKFLOW_TYPE,
         ExternalCompletion,
         InvokeOptions,
+        SessionRemains,
     )
     from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution, AgentExecutionStatus
     from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
@@ -58,11 +63,16 @@ class InvokeAgentExecution:
     @workflow.run
     async def run(self, execution: AgentExecution, options: InvokeOptions | None = None) -> None:
         settings = options or InvokeOptions()
+        if settings.only_tell_caller:
+            await self._tell_caller(execution, settings)
+            return
         try:
             await self._execute(execution, settings)
         except BaseException as error:
             if isinstance(error, GeneratorExit):
                 raise  # the worker lets go of a workflow that goes on elsewhere
+            if _is_paused(error):
+                return  # resuming starts another run
             ended = _how_it_ended(error)
             await self._store(execution.metadata.id, ended)
             await self._tell_caller(execution, settings)
@@ -122,6 +132,40 @@ class InvokeAgentExecution:
             schedule_to_close_timeout=_STORE_PATIENCE,
             retry_policy=_STORE_RETRIES,
         )
+
+
+@workflow.defn(name=CLEANUP_WORKFLOW_TYPE)
+class CleanUpSession:
+    """Has a runner remove the sandbox and the thread of a session that was deleted."""
+
+    @workflow.run
+    async def run(self, remains: SessionRemains) -> None:
+        if remains.wait_seconds:
+            await workflow.sleep(remains.wait_seconds)
+        # Foreign runners know sandboxes by their own ids.
+        for name in dict.fromkeys((remains.session_id, remains.sandbox_id)):
+            if name:
+                await self._ask_runner(CLEANUP_SANDBOX, name)
+        if remains.thread_id:
+            await self._ask_runner(FORGET_THREAD, remains.thread_id)
+
+    async def _ask_runner(self, activity: str, name: str) -> None:
+        await workflow.execute_activity(
+            activity,
+            name,
+            task_queue=workflow.memo_value(TASK_QUEUE_MEMO, RUNNER_TASK_QUEUE, type_hint=str),
+            start_to_close_timeout=timedelta(minutes=10),
+            schedule_to_close_timeout=_STORE_PATIENCE,
+            heartbeat_timeout=timedelta(seconds=15),
+            retry_policy=_STORE_RETRIES,
+        )
+
+
+def _is_paused(error: BaseException) -> bool:
+    """Whether the runner stopped because somebody asked to pause, and nobody to cancel since."""
+    cause = error.cause if isinstance(error, ActivityError) else None
+    paused = isinstance(cause, ApplicationError) and cause.type == EXECUTION_PAUSED
+    return paused and workflow.cancellation_reason() is None
 
 
 def _how_it_ended(error: BaseException) -> AgentExecutionStatus:

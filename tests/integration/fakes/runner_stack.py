@@ -51,6 +51,8 @@ async def parts(server: str, directory: Path) -> AsyncIterator[Parts]:
             sandboxes=sandboxes,
             models=DefaultModelResolver({}),
             agents=DeepAgentsFactory(checkpoints),
+            checkpoints=checkpoints,
+            keep_checkpoints=3,
         )
     finally:
         await sandboxes.aclose()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from google.protobuf.struct_pb2 import Struct
@@ -12,6 +12,7 @@ from agent_runner.v1.events_pb2 import (
     ExecutionEvent,
     MessageCompleted,
     MessageStarted,
+    SteeringJoined,
     SubAgentCompleted,
     SubAgentStarted,
     TodosChanged,
@@ -23,6 +24,7 @@ from agent_runner.v1.status_pb2 import Usage
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import TodoItem
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
     MESSAGE_AI,
+    MESSAGE_HUMAN,
     TODO_CANCELLED,
     TODO_COMPLETED,
     TODO_IN_PROGRESS,
@@ -48,6 +50,19 @@ def message_id(task_id: str) -> str:
     gives the same message.
     """
     return f"msg-{task_id}"
+
+
+def human_id(execution_id: str) -> str:
+    """Id of the message an execution was made with, in its own turn or in one it joined."""
+    return f"human-{execution_id}"
+
+
+def joined_message(execution_id: str, text: str) -> Iterator[ExecutionEvent]:
+    """The message of another execution has joined the turn."""
+    name = human_id(execution_id)
+    yield ExecutionEvent(message_started=MessageStarted(message_id=name, type=MESSAGE_HUMAN, content=text))
+    yield ExecutionEvent(message_completed=MessageCompleted(message_id=name))
+    yield ExecutionEvent(steering_joined=SteeringJoined(execution_id=execution_id))
 
 
 def text_of(content: Any) -> str:

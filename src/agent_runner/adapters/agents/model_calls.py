@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Container
+from collections.abc import Awaitable, Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,19 +12,19 @@ from typing import Any
 from langchain.agents.middleware import AgentMiddleware
 from langchain.agents.middleware.types import ModelRequest, ModelResponse
 from langchain_core.exceptions import ContextOverflowError, ModelConnectionError
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
 from langgraph.config import get_config, get_stream_writer
 from langgraph.errors import GraphBubbleUp
 
 from agent_runner.adapters.agents.answers import ArgumentWatch, repair
-from agent_runner.adapters.agents.events import message_id, result_of, usage_from
+from agent_runner.adapters.agents.events import human_id, message_id, result_of, usage_from
 from agent_runner.adapters.agents.limits import LimitCounter
 from agent_runner.adapters.agents.loops import NOTICE, find_loop
-from agent_runner.adapters.agents.signals import Warned, all_handed_on
+from agent_runner.adapters.agents.signals import Joined, Warned, all_handed_on
 from agent_runner.adapters.models.failures import Diagnosis, Trouble, diagnose, explain
 from agent_runner.adapters.models.prices import cost_of, price_of
 from agent_runner.errors import AgentRunnerError, LimitReachedError
-from agent_runner.ports.agents import ToolJournal
+from agent_runner.ports.agents import SteeringMessage, ToolJournal, unsteered
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,7 @@ class ModelCalls(AgentMiddleware[Any, Any, Any]):
 
     Args:
         model: `provider:model`, for errors and prices.
+        steering: messages that are to join the turn.
         journal: knows the tool calls of earlier attempts.
         arguments: has seen every piece streamed before a barrier is passed.
     """
@@ -67,11 +68,14 @@ class ModelCalls(AgentMiddleware[Any, Any, Any]):
         retries: RetryPolicy,
         journal: ToolJournal,
         arguments: ArgumentWatch,
+        steering: Callable[[], Sequence[SteeringMessage]] = unsteered,
     ) -> None:
         super().__init__()
         self._journal = journal
+        self._steering = steering
         self._arguments = arguments
         self._call_ids: set[str] = set()
+        self._joined: set[str] = set()
         self._model = model
         self._price = price_of(model)
         self._limits = limits
@@ -83,7 +87,9 @@ class ModelCalls(AgentMiddleware[Any, Any, Any]):
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
     ) -> ModelResponse[Any]:
         self._limits.before_model_call()
+        joining = self._joining(request)
         request = _unlooped(request)
+        request = request.override(messages=[*request.messages, *joining]) if joining else request
         attempt = 0
         while True:
             attempt += 1
@@ -96,7 +102,24 @@ class ModelCalls(AgentMiddleware[Any, Any, Any]):
                 await self._wait_or_raise(error, attempt)
             else:
                 await self._finish(request, response)
+                # Kept with the answer: a checkpoint has both or neither.
+                response.result = [*joining, *response.result]
                 return response
+
+    def _joining(self, request: ModelRequest[Any]) -> list[AnyMessage]:
+        """Messages for the agent itself that are not in its conversation yet."""
+        if "|" in str(get_config()["metadata"].get("langgraph_checkpoint_ns", "")):
+            return []  # a sub-agent
+        # Not of the request alone, from which the engine may have left old messages out.
+        there = {message.id for message in (*request.messages, *request.state.get("messages", ()))}
+        joining: list[AnyMessage] = []
+        for given in self._steering():
+            message_id = human_id(given.execution_id)
+            if message_id not in there and message_id not in self._joined:
+                self._joined.add(message_id)
+                joining.append(HumanMessage(given.text, id=message_id))
+                get_stream_writer()(Joined(given.execution_id, given.text))
+        return joining
 
     async def _wait_or_raise(self, error: Exception, attempt: int) -> None:
         diagnosis = diagnose(error)

@@ -22,13 +22,14 @@ from agent_runner.adapters.agents.events import (
     changed_todos,
     completed_message,
     completed_sub_agent,
+    joined_message,
     message_id,
     started_message,
     started_sub_agent,
     text_of,
     usage_from,
 )
-from agent_runner.adapters.agents.signals import ToolOutput, Warned
+from agent_runner.adapters.agents.signals import Joined, ToolOutput, Warned
 from agent_runner.v1.events_pb2 import (
     ExecutionEvent,
     MessageDelta,
@@ -181,6 +182,8 @@ class Normalizer:
             yield ExecutionEvent(sub_agent_id=data.sub_agent_id, tool_call_output=output)
         elif isinstance(data, Warned):
             yield ExecutionEvent(warning_raised=WarningRaised(text=data.text))
+        elif isinstance(data, Joined):
+            yield from joined_message(data.execution_id, data.text)
 
 
 def _tool_call(task: Mapping[str, Any]) -> Mapping[str, Any] | None:

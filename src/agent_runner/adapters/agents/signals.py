@@ -25,6 +25,14 @@ class Warned:
 
 
 @dataclass(frozen=True, slots=True)
+class Joined:
+    """The message of another execution is in the conversation from here on."""
+
+    execution_id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Barrier:
     """Set when all that was streamed before it has been handed on."""
 

@@ -23,7 +23,7 @@ from agent_runner.errors import (
     PositionError,
     UnavailableError,
 )
-from agent_runner.ports.agents import RecordedCall
+from agent_runner.ports.agents import RecordedCall, SteeringMessage
 from agent_runner.ports.status_sinks import AttemptOf, Grant
 from agent_runner.v1.events_pb2 import ExecutionEvent
 from agent_runner.v1.runner_service_pb2 import (
@@ -78,7 +78,8 @@ class NativeSinks:
             answer = await self._channel.unary(_START, request, StartAttemptResponse, timeout=_CALL)
         except ConflictError as error:
             raise FencedError(attempt.execution_id, 0, attempt.activity_attempt) from error
-        grant = Grant(answer.attempt, answer.execution, _recorded(answer))
+        steering = [SteeringMessage(given.execution_id, given.text) for given in answer.steering]
+        grant = Grant(answer.attempt, answer.execution, _recorded(answer), steering)
         return NativeSink(self._channel, self._settings, attempt.execution_id, grant), grant
 
 
@@ -109,6 +110,8 @@ class NativeSink:
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._stop = asyncio.Event()
         self._cancel_requested = False
+        self._pause = asyncio.Event()
+        self._steering = {message.execution_id: message for message in grant.steering}
         self._loop = asyncio.get_running_loop()
         self._due = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -124,6 +127,16 @@ class NativeSink:
     @property
     def cancel_requested(self) -> bool:
         return self._cancel_requested
+
+    @property
+    def pause_requested(self) -> bool:
+        return self._pause.is_set()
+
+    async def wait_pause(self) -> None:
+        await self._pause.wait()
+
+    def steering(self) -> Sequence[SteeringMessage]:
+        return list(self._steering.values())
 
     def recorded(self, tool_call_id: str) -> RecordedCall | None:
         return self._calls.get(tool_call_id)
@@ -264,6 +277,12 @@ class NativeSink:
         if answer.cancel_requested:
             self._cancel_requested = True
             self._stop.set()
+        if answer.pause_requested:
+            self._pause.set()
+        else:
+            self._pause.clear()
+        for given in answer.steering:
+            self._steering.setdefault(given.execution_id, SteeringMessage(given.execution_id, given.text))
         return batch[stored:]
 
     def _fail(self, error: AgentRunnerError) -> None:

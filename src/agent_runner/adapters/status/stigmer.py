@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 import structlog
@@ -14,7 +14,7 @@ from agent_runner.client.channels import Channel
 from agent_runner.domain.status import StatusFold, is_terminal
 from agent_runner.domain.wire import without_own_fields
 from agent_runner.errors import AgentRunnerError, FailedPreconditionError, NotFoundError
-from agent_runner.ports.agents import RecordedCall
+from agent_runner.ports.agents import RecordedCall, SteeringMessage
 from agent_runner.ports.status_sinks import AttemptOf, Grant
 from agent_runner.v1.events_pb2 import ExecutionEvent
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution, AgentExecutionStatus
@@ -95,6 +95,16 @@ class StigmerSink:
     @property
     def cancel_requested(self) -> bool:
         return False
+
+    @property
+    def pause_requested(self) -> bool:
+        return False
+
+    async def wait_pause(self) -> None:
+        await asyncio.Event().wait()  # nobody can ask there
+
+    def steering(self) -> Sequence[SteeringMessage]:
+        return ()
 
     def recorded(self, tool_call_id: str) -> RecordedCall | None:
         return self._calls.get(tool_call_id)

@@ -48,6 +48,10 @@ class ExecutionEnds(Protocol):
         """
         ...
 
+    async def told(self, execution_id: str) -> None:
+        """Note that whoever waited for the end has been told."""
+        ...
+
 
 class EndingActivities:
     """Holds the services, and the client by which waiting activities of others are completed."""
@@ -72,10 +76,13 @@ class EndingActivities:
         if request.CallbackToken:
             token = _decoded(request.CallbackToken)
             failure = _failure(str(request.Error)) if request.Error else None
-            return await self._answer(token, request.Result, failure)
+            await self._answer(token, request.Result, failure)
+            return
         with retry_contract():
             execution = await self._ends.read(request.ExecutionId)
-        return await self._answer(execution.spec.callback_token, as_result(execution), _failure_of(execution))
+        await self._answer(execution.spec.callback_token, as_result(execution), _failure_of(execution))
+        with retry_contract():
+            await self._ends.told(request.ExecutionId)
 
     async def _answer(self, token: bytes, result: Any, failure: ApplicationError | None) -> None:
         handle = self._client.get_async_activity_handle(task_token=token)

@@ -86,7 +86,9 @@ class DeepAgentsFactory:
         graph.seats.take(
             specification,
             ToolCalls(journal, limits, specification.mask),
-            ModelCalls(specification.model.name, limits, self._retries, journal, arguments),
+            ModelCalls(
+                specification.model.name, limits, self._retries, journal, arguments, specification.steering
+            ),
         )
         yield DeepAgentSession(
             graph.compiled, specification, journal, arguments, self._checkpoints.saver, self._recursion_limit
