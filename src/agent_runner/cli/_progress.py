@@ -158,6 +158,11 @@ class EventLines:
             "warning_raised": self._warning,
             "run_described": self._described,
             "cancel_requested": self._cancel_requested,
+            "pause_requested": self._pause_requested,
+            "paused": self._paused,
+            "resumed": self._resumed,
+            "steering_joined": self._steering_joined,
+            "joined_execution": self._joined_execution,
         }
 
     @property
@@ -280,6 +285,23 @@ class EventLines:
 
     def _cancel_requested(self, event: ExecutionEvent) -> Iterator[Line]:
         yield "cancel", event.cancel_requested.reason or "asked for"
+
+    def _pause_requested(self, event: ExecutionEvent) -> Iterator[Line]:
+        yield "pause", event.pause_requested.reason or "asked for"
+
+    def _paused(self, event: ExecutionEvent) -> Iterator[Line]:
+        yield "pause", "it has stopped and waits to be resumed"
+
+    def _resumed(self, event: ExecutionEvent) -> Iterator[Line]:
+        yield "pause", "it goes on"
+
+    def _steering_joined(self, event: ExecutionEvent) -> Iterator[Line]:
+        name = event.steering_joined.execution_id
+        message = find_message(self._fold.status, f"human-{name}")
+        yield "joined", one_line(message.content, 160) if message is not None else name
+
+    def _joined_execution(self, event: ExecutionEvent) -> Iterator[Line]:
+        yield "joined", f"the message joined {event.joined_execution.execution_id}, which answers it"
 
 
 def find_message(status: AgentExecutionStatus, message_id: str) -> AgentMessage | None:

@@ -1,4 +1,4 @@
-"""`watch` and `cancel`: an execution that runs already."""
+"""`watch`, `cancel`, `pause`, `resume`: an execution that runs already."""
 
 from __future__ import annotations
 
@@ -56,14 +56,51 @@ def watch_command(execution: str, after_seq: int, output: str, timeout: float | 
 @click.command("cancel")
 @click.argument("execution", metavar="EXECUTION", shell_complete=complete_executions)
 @click.option("--reason", metavar="TEXT", default="", help="Shown in the status.")
+@click.option("--force", is_flag=True, help="Do not ask: end it now, whatever its runner does.")
 @connection_options
-def cancel_command(execution: str, reason: str) -> int:
+def cancel_command(execution: str, reason: str, force: bool) -> int:
     """Ask an execution to stop. What it did until then is kept."""
 
     async def work(client: AgentRunner) -> int:
         id = await execution_id(client, execution)
+        if force:
+            await client.terminate(id, reason)
+            note(f"Ended {id}.")
+            return _errors.OK
         await client.cancel(id, reason)
         note(f"Asked {id} to stop. Watch it with: agent-runner watch {id}")
+        return _errors.OK
+
+    return online(work)
+
+
+@click.command("pause")
+@click.argument("execution", metavar="EXECUTION", shell_complete=complete_executions)
+@click.option("--reason", metavar="TEXT", default="", help="Shown to those who watch.")
+@connection_options
+def pause_command(execution: str, reason: str) -> int:
+    """Ask an execution to stop at its next checkpoint, and to hold no worker until it is resumed."""
+
+    async def work(client: AgentRunner) -> int:
+        id = await execution_id(client, execution)
+        paused = await client.pause(id, reason)
+        word = "is paused" if paused.status.run.paused else "pauses after its step"
+        note(f"{id} {word}. It goes on with: agent-runner resume {id}")
+        return _errors.OK
+
+    return online(work)
+
+
+@click.command("resume")
+@click.argument("execution", metavar="EXECUTION", shell_complete=complete_executions)
+@connection_options
+def resume_command(execution: str) -> int:
+    """Let a paused execution go on from its checkpoint."""
+
+    async def work(client: AgentRunner) -> int:
+        id = await execution_id(client, execution)
+        await client.resume(id)
+        note(f"{id} goes on. Watch it with: agent-runner watch {id}")
         return _errors.OK
 
     return online(work)

@@ -27,7 +27,11 @@ from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
 
 if TYPE_CHECKING:
     from agent_runner.v1.events_pb2 import ExecutionEvent
-    from agent_runner.v1.server_service_pb2 import GetServerInfoResponse, RotateKeysResponse
+    from agent_runner.v1.server_service_pb2 import (
+        GetMetricsResponse,
+        GetServerInfoResponse,
+        RotateKeysResponse,
+    )
 
 __all__ = ["AgentRunner"]
 
@@ -135,6 +139,18 @@ class AgentRunner:
         """Ask an execution to stop; returns at once."""
         return await self.executions.cancel(execution_id, reason)
 
+    async def terminate(self, execution_id: str, reason: str = "") -> AgentExecution:
+        """End an execution without asking its runner."""
+        return await self.executions.terminate(execution_id, reason)
+
+    async def pause(self, execution_id: str, reason: str = "") -> AgentExecution:
+        """Ask an execution to stop at its next checkpoint until it is resumed; returns at once."""
+        return await self.executions.pause(execution_id, reason)
+
+    async def resume(self, execution_id: str) -> AgentExecution:
+        """Let a paused execution go on."""
+        return await self.executions.resume(execution_id)
+
     async def apply(self, resource: R) -> R:
         """Make a resource, or change the one of the same slug."""
         return await self.resources.apply(resource)
@@ -159,6 +175,13 @@ class AgentRunner:
 
         method = "/agent_runner.v1.ServerService/GetServerInfo"
         return await self._channel.unary(method, GetServerInfoRequest(), GetServerInfoResponse)
+
+    async def metrics(self) -> GetMetricsResponse:
+        """Numbers of the server's process, for monitoring."""
+        from agent_runner.v1.server_service_pb2 import GetMetricsRequest, GetMetricsResponse
+
+        method = "/agent_runner.v1.ServerService/GetMetrics"
+        return await self._channel.unary(method, GetMetricsRequest(), GetMetricsResponse)
 
     async def rotate_keys(self) -> RotateKeysResponse:
         """Encrypt every stored secret anew with the first key of the server's keyring."""

@@ -18,6 +18,12 @@ from agent_runner.v1.events_pb2 import ExecutionEvent
 from agent_runner.v1.execution_service_pb2 import (
     CancelExecutionRequest,
     CancelExecutionResponse,
+    PauseExecutionRequest,
+    PauseExecutionResponse,
+    ResumeExecutionRequest,
+    ResumeExecutionResponse,
+    TerminateExecutionRequest,
+    TerminateExecutionResponse,
     WatchExecutionRequest,
     WatchExecutionResponse,
 )
@@ -124,6 +130,36 @@ class Executions:
         """
         request = CancelExecutionRequest(execution_id=canonical_id(execution_id), reason=reason)
         answer = await self._channel.unary(f"{_OURS}/CancelExecution", request, CancelExecutionResponse)
+        return answer.execution
+
+    async def terminate(self, execution_id: str, reason: str = "") -> AgentExecution:
+        """End it without asking its runner; it is CANCELLED when this returns.
+
+        Raises:
+            FailedPreconditionError: it has ended already.
+        """
+        request = TerminateExecutionRequest(execution_id=canonical_id(execution_id), reason=reason)
+        answer = await self._channel.unary(f"{_OURS}/TerminateExecution", request, TerminateExecutionResponse)
+        return answer.execution
+
+    async def pause(self, execution_id: str, reason: str = "") -> AgentExecution:
+        """Ask it to stop after its super-step and to hold no worker until it is resumed; returns at once.
+
+        Raises:
+            FailedPreconditionError: it has ended already.
+        """
+        request = PauseExecutionRequest(execution_id=canonical_id(execution_id), reason=reason)
+        answer = await self._channel.unary(f"{_OURS}/PauseExecution", request, PauseExecutionResponse)
+        return answer.execution
+
+    async def resume(self, execution_id: str) -> AgentExecution:
+        """Let a paused execution go on; nothing happens when it is not paused.
+
+        Raises:
+            FailedPreconditionError: it has ended already.
+        """
+        request = ResumeExecutionRequest(execution_id=canonical_id(execution_id))
+        answer = await self._channel.unary(f"{_OURS}/ResumeExecution", request, ResumeExecutionResponse)
         return answer.execution
 
     async def any_unfinished(self) -> bool:

@@ -214,6 +214,16 @@ def test_cancelling_asks_the_server(command: Command, server: SmallServer) -> No
     assert server.cancelled == [id]
 
 
+def test_pausing_resuming_and_ending_by_force_ask_the_server(command: Command, server: SmallServer) -> None:
+    id = command("run", "hello", "--no-follow").out.strip()
+
+    assert "agent-runner resume" in command("pause", id).err
+    assert command("resume", id).code == 0
+    assert command("cancel", id, "--force").code == 0
+    assert server.steps == [("PauseExecution", id), ("ResumeExecution", id), ("TerminateExecution", id)]
+    assert server.cancelled == []
+
+
 def test_an_unknown_execution_is_not_found(command: Command) -> None:
     result = command("watch", "aex-" + "0" * 26)
 

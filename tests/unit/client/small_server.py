@@ -20,6 +20,12 @@ from agent_runner.v1.events_pb2 import ExecutionEvent
 from agent_runner.v1.execution_service_pb2 import (
     CancelExecutionRequest,
     CancelExecutionResponse,
+    PauseExecutionRequest,
+    PauseExecutionResponse,
+    ResumeExecutionRequest,
+    ResumeExecutionResponse,
+    TerminateExecutionRequest,
+    TerminateExecutionResponse,
     WatchExecutionRequest,
     WatchExecutionResponse,
 )
@@ -27,6 +33,11 @@ from agent_runner.v1.resource_service_pb2 import ListResourcesRequest, ListResou
 from agent_runner.v1.server_service_pb2 import GetServerInfoRequest, GetServerInfoResponse
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import EXECUTION_COMPLETED, EXECUTION_PENDING
 
+_STEPS: dict[str, tuple[type[Message], type[Any]]] = {
+    "TerminateExecution": (TerminateExecutionRequest, TerminateExecutionResponse),
+    "PauseExecution": (PauseExecutionRequest, PauseExecutionResponse),
+    "ResumeExecution": (ResumeExecutionRequest, ResumeExecutionResponse),
+}
 ULID = "01jzzzzzzzzzzzzzzzzzzz"
 
 
@@ -53,6 +64,8 @@ class SmallServer:
     stored: dict[str, dict[str, Message]] = field(default_factory=dict)
     cancelled: list[str] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
+    steps: list[tuple[str, str]] = field(default_factory=list)
+    """Terminate, pause and resume, as they were asked for."""
     live: bool = False
     """Whether a watch stays open until a terminal phase is added; else it ends with the log."""
     more: asyncio.Event = field(default_factory=asyncio.Event)
@@ -84,6 +97,8 @@ class SmallServer:
             return self._list(request)
         if name == "CancelExecution":
             return await self._cancel(request, context)
+        if name in _STEPS:
+            return await self._step(name, request, context)
         if name == "GetServerInfo":
             return GetServerInfoResponse(version="9.9.9", temporal_address="t:7233", temporal_reachable=True)
         kind = next(k for k in KINDS if service.startswith(k.package + "."))
@@ -148,6 +163,12 @@ class SmallServer:
             await context.abort(grpc.StatusCode.NOT_FOUND, "There is no such execution.")
         self.cancelled.append(request.execution_id)
         return CancelExecutionResponse(execution=execution)
+
+    async def _step(self, name: str, request: Any, context: Any) -> Message:
+        answer = await self._cancel(request, context)
+        self.cancelled.pop()
+        self.steps.append((name, request.execution_id))
+        return _STEPS[name][1](execution=answer.execution)
 
     async def watch(self, request: Any, context: Any) -> AsyncIterator[WatchExecutionResponse]:
         self.watches.append(request.after_seq)
@@ -223,6 +244,7 @@ class _Handler(grpc.GenericRpcHandler):
 
 def _request_type(method: str) -> Any:
     ours = {
+        **{name: request for name, (request, _response) in _STEPS.items()},
         "ListResources": ListResourcesRequest,
         "CancelExecution": CancelExecutionRequest,
         "GetServerInfo": GetServerInfoRequest,

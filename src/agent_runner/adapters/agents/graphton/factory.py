@@ -74,7 +74,9 @@ class GraphtonFactory:
         arguments = ArgumentWatch()
         guards = [
             ToolCalls(journal, limits, specification.mask),
-            ModelCalls(specification.model.name, limits, self._retries, journal, arguments),
+            ModelCalls(
+                specification.model.name, limits, self._retries, journal, arguments, specification.steering
+            ),
             GraphtonTools(),
         ]
         port = GraphtonPort(specification.sandbox)
