@@ -93,7 +93,7 @@ class Settings(BaseSettings):
     engine: Literal["deepagents", "graphton"] = Field(
         default="deepagents", validation_alias=_named("engine"), description="What runs the agents."
     )
-    sandbox: Literal["local", "unconfined", "docker", "daytona"] = Field(
+    sandbox: Literal["local", "unconfined", "docker", "daytona", "auto"] = Field(
         default="local",
         validation_alias=_named("sandbox"),
         description="Kind of sandbox a session gets.",

@@ -12,7 +12,7 @@ from agent_runner.errors import SettingsError
 from agent_runner.ports.sandboxes import SandboxProvider
 from agent_runner.settings import Settings
 
-KINDS = ("local", "unconfined", "docker", "daytona")
+KINDS = ("local", "unconfined", "docker", "daytona", "auto")
 
 _NAME_OF_OLD = "agent-sandbox-basic:latest"
 """The image Stigmer's users build themselves; who has not built it gets one that can be fetched."""
@@ -33,22 +33,39 @@ def sandbox_provider(settings: Settings, data: DataDirectory, kind: str | None =
         return _docker(settings, data)
     if chosen == "daytona":
         return _daytona()
+    if chosen == "auto":
+        return _auto(settings, data)
     raise SettingsError(f"sandbox={chosen} is no kind of sandbox. Choose {' or '.join(KINDS)}.")
 
 
 def _docker(settings: Settings, data: DataDirectory) -> SandboxProvider:
     # Imported here: the other kinds do without it.
-    from agent_runner.adapters.sandbox.docker import DEFAULT_IMAGE, DockerProvider
+    from agent_runner.adapters.sandbox.docker import DockerProvider
     from agent_runner.adapters.sandbox.leases import Leases
     from agent_runner.adapters.sandbox.lifecycle import ManagedProvider
 
-    image = DEFAULT_IMAGE if settings.sandbox_image == _NAME_OF_OLD else settings.sandbox_image
     return ManagedProvider(
-        DockerProvider(image=image),
+        DockerProvider(image=_image(settings)),
         Leases(data.sandboxes / "leases.sqlite"),
         owner=f"{socket.gethostname()}-{os.getpid()}",
         idle_after=timedelta(seconds=settings.sandbox_idle_seconds),
     )
+
+
+def _auto(settings: Settings, data: DataDirectory) -> SandboxProvider:
+    from agent_runner.adapters.sandbox.auto import AutoProvider
+    from agent_runner.adapters.sandbox.docker import DockerProvider
+
+    local = LocalProvider(data.sandboxes)
+    # What goes to the container installs packages above all, and those come over a network.
+    isolated = DockerProvider(image=_image(settings), network="bridge", shared=local.directories)
+    return AutoProvider(local, isolated)
+
+
+def _image(settings: Settings) -> str:
+    from agent_runner.adapters.sandbox.docker import DEFAULT_IMAGE
+
+    return DEFAULT_IMAGE if settings.sandbox_image == _NAME_OF_OLD else settings.sandbox_image
 
 
 def _daytona() -> SandboxProvider:
