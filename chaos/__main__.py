@@ -23,6 +23,7 @@ async def _faults(folder: Path, options: argparse.Namespace) -> list[str]:
         gap=options.gap,
         sessions=options.sessions or 6,
         workers=options.workers,
+        longest=options.longest,
         reconnects=options.reconnects,
         only=options.only,
     )
@@ -69,6 +70,7 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, default=0, help="busy at a time")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--gap", type=float, default=2.0, help="seconds between faults, on average")
+    parser.add_argument("--longest", type=float, default=9.0, help="seconds a fault may last")
     parser.add_argument("--reconnects", type=int, default=1000, help="at least so many, of watchers")
     parser.add_argument("--only", default="", help="one kind of fault alone")
     parser.add_argument("--keep", type=Path, help="work in this directory and leave it there")

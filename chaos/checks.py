@@ -162,7 +162,8 @@ def check_order(session: Session, found: Findings) -> None:
         found.longest_silence = max(found.longest_silence, silence.total_seconds())
         if silence > UNOWNED:
             found.problems.append(f"{name}: {silence.total_seconds():.0f} s without anybody at work")
-        ended = moment(log[-1])
+        # One that waited and was cancelled has ended before those it waited for.
+        ended = moment(log[-1]) if ended is None else max(ended, moment(log[-1]))
 
 
 def recoveries(log: Sequence[ExecutionEvent], kills: Sequence[tuple[datetime, int]]) -> Iterator[float]:

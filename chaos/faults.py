@@ -43,8 +43,10 @@ class Plan:
     Attributes:
         faults: in all; each begins `gap` seconds on average after the one before.
         sessions: that are busy at a time, each with up to 3 messages in its queue.
+        longest: seconds a fault may last.
         reconnects: watchers go on until there were so many.
-        cancels: share of executions somebody cancels.
+        cancels: share of executions somebody cancels, and
+        pauses: that somebody pauses for some seconds.
     """
 
     seed: int
@@ -52,8 +54,10 @@ class Plan:
     gap: float = 2.0
     sessions: int = 6
     workers: int = 2
+    longest: float = 9.0
     reconnects: int = 1000
     cancels: float = 0.15
+    pauses: float = 0.15
     delay_ms: float = 20.0
     only: str = ""
 
@@ -79,7 +83,7 @@ def draw(plan: Plan, cluster: Cluster) -> Sequence[Fault]:
         target = _target(rng, kind, cluster)
         # Long enough, now and then, for Temporal to take a worker for dead.
         long = rng.random() < (0.6 if kind in ("freeze worker", "hold") else 0.25)
-        seconds = rng.uniform(5.5, 9) if long else rng.uniform(0.1, 3)
+        seconds = rng.uniform(5.5, plan.longest) if long else rng.uniform(0.1, 3)
         faults.append(Fault(kind, target, rng.uniform(0.2, 2 * plan.gap), seconds, rng.randint(0, 20_000)))
     return faults
 
@@ -148,7 +152,7 @@ class Storm:
             self.kills.append((datetime.now(UTC), pid))
         await self.cluster.kill(fault.target, number)
         if fault.target != "temporal":
-            await asyncio.sleep(min(fault.seconds, 3))
+            await asyncio.sleep(fault.seconds)
             self.cluster.run(fault.target)
         if fault.target == "server":
             await self.cluster.serves()  # one that is killed before it serves is only away for longer
@@ -207,6 +211,9 @@ async def _keep_busy(
                 watchers.create_task(load.follow(made, most=12))
                 if rng.random() < plan.cancels:
                     watchers.create_task(load.cancel(runner, made, rng.uniform(0, 8)))
+                if rng.random() < plan.pauses:
+                    pause = load.pause(runner, made, rng.uniform(0, 6), rng.uniform(0, 4))
+                    watchers.create_task(pause)
 
 
 async def _not_for_ever(load: Load) -> None:

@@ -9,15 +9,24 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
+from google.protobuf.message import Message
+
 from agent_runner.client import AgentRunner
 from agent_runner.domain.phases import is_terminal
 from agent_runner.errors import AgentRunnerError, AlreadyExistsError, FailedPreconditionError
 from agent_runner.v1.events_pb2 import ExecutionEvent
+from agent_runner.v1.execution_service_pb2 import (
+    PauseExecutionRequest,
+    PauseExecutionResponse,
+    ResumeExecutionRequest,
+    ResumeExecutionResponse,
+)
 from ai.stigmer.agentic.agent.v1.api_pb2 import Agent
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
 from ai.stigmer.commons.apiresource.enum_pb2 import ApiResourceOwnerScope
 
 _CREATE = "/ai.stigmer.agentic.agentexecution.v1.AgentExecutionCommandController/create"
+_OURS = "/agent_runner.v1.ExecutionService"
 _AWAY = timedelta(minutes=10)
 
 
@@ -131,6 +140,28 @@ class Load:
             else:
                 watched.cancelled = True
                 return
+
+    async def pause(self, runner: AgentRunner, watched: Watched, after: float, seconds: float) -> None:
+        """Pause it for so long, whatever happens meanwhile."""
+        await asyncio.sleep(after)
+        pause = PauseExecutionRequest(execution_id=watched.execution_id)
+        resume = ResumeExecutionRequest(execution_id=watched.execution_id)
+        if await self._ask(runner, "PauseExecution", pause, PauseExecutionResponse):
+            await asyncio.sleep(seconds)
+            await self._ask(runner, "ResumeExecution", resume, ResumeExecutionResponse)
+
+    async def _ask(self, runner: AgentRunner, method: str, request: Message, answer: type[Message]) -> bool:
+        """Ask until it is done; False when the execution has ended."""
+        while True:
+            try:
+                await runner._channel.unary(f"{_OURS}/{method}", request, answer)
+                return True
+            except FailedPreconditionError:
+                return False
+            except AgentRunnerError as error:
+                if not _passing(error):
+                    raise
+            await asyncio.sleep(0.2)
 
     async def follow(self, watched: Watched, *, most: int) -> None:
         """Collect all events, breaking off after at most `most` of them and coming back.

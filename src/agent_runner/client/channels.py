@@ -61,7 +61,7 @@ _OPTIONS: tuple[tuple[str, Any], ...] = (
     # A server which was restarted is found again quickly; the default waits up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 3_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.enable_retries", 1),
     ("grpc.service_config", _SERVICE_CONFIG),
 )
@@ -129,16 +129,31 @@ class Channel:
         self._methods: dict[str, Callable[..., Any]] = {}
 
     async def unary(
-        self, method: str, request: Message, response: type[M], *, timeout: timedelta = UNARY_DEADLINE
+        self,
+        method: str,
+        request: Message,
+        response: type[M],
+        *,
+        timeout: timedelta = UNARY_DEADLINE,
+        wait_for_server: bool = False,
     ) -> M:
         """Call and wait for the answer.
+
+        Args:
+            wait_for_server: where nobody answers, call as soon as somebody does within the timeout,
+                rather than fail at once.
 
         Raises:
             AgentRunnerError: see `agent_runner.client.errors`.
         """
         call = self._method(method, self._channel.unary_unary, response)
         try:
-            answer: M = await call(request, timeout=timeout.total_seconds(), metadata=self._metadata)
+            answer: M = await call(
+                request,
+                timeout=timeout.total_seconds(),
+                metadata=self._metadata,
+                wait_for_ready=wait_for_server,
+            )
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error, self.address) from error
         return answer

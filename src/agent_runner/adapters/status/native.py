@@ -38,7 +38,7 @@ log = structlog.get_logger(__name__)
 
 _START = "/agent_runner.v1.RunnerService/StartAttempt"
 _APPEND = "/agent_runner.v1.RunnerService/AppendEvents"
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 _SERVER_FAULT_PATIENCE = timedelta(minutes=5)
 _CALL = timedelta(seconds=20)
 _SOON = 0.01
@@ -236,7 +236,8 @@ class NativeSink:
         pause, fault_since = _FIRST_PAUSE, None
         while batch:
             try:
-                batch = self._take_answer(batch, await self._append(batch))
+                # Again means as soon as somebody answers: a server back for a moment is not missed.
+                batch = self._take_answer(batch, await self._append(batch, again=pause > _FIRST_PAUSE))
                 continue
             except UnavailableError as error:
                 fault_since, reason = None, str(error)
@@ -252,12 +253,14 @@ class NativeSink:
             await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 (spreads retries, no secret)
             pause = min(pause * 2, _LONGEST_PAUSE)
 
-    async def _append(self, batch: Sequence[ExecutionEvent]) -> AppendEventsResponse:
+    async def _append(self, batch: Sequence[ExecutionEvent], *, again: bool) -> AppendEventsResponse:
         request = AppendEventsRequest(
             execution_id=self._execution_id, attempt=self._attempt, position=self._stored, events=batch
         )
         try:
-            return await self._channel.unary(_APPEND, request, AppendEventsResponse, timeout=_CALL)
+            return await self._channel.unary(
+                _APPEND, request, AppendEventsResponse, timeout=_CALL, wait_for_server=again
+            )
         except ConflictError as error:
             raise FencedError(self._execution_id, self._attempt, self._attempt + 1) from error
 
