@@ -625,8 +625,10 @@ turns:
     steps: [{calls: [{name: execute, args: {command: "echo quick >> /workspace/log"}}]}, "quick done"]
   - when: {system: HELPER}
     steps:
-      - calls: [{name: execute, args: {command: "echo slow >> /workspace/log"}}]
-      - {text: "slow is at it", first_token_ms: 300}
+      - calls:
+          - name: execute
+            args: {command: "echo slow >> /workspace/log; while [ ! -e go ]; do sleep 0.05; done"}
+      - {text: "slow is at it"}
       - "slow done"
   - steps:
       - calls:
@@ -635,8 +637,16 @@ turns:
       - "all done"
 """
     turn, journal = bench.turn(), Journal()
-    await crashed(bench, script, turn, journal, lambda: "at it" in str(journal.events[-1]))
-    assert sum(call.finished for call in journal.calls.values()) == 3
+    going: list[asyncio.Task[object]] = []
+
+    def abandon() -> bool:
+        if not going and any(event.HasField("sub_agent_completed") for event in journal.events):
+            going.append(asyncio.create_task(bench.sandbox.put([("go", b"")])))
+        return "at it" in str(journal.events[-1])
+
+    await crashed(bench, script, turn, journal, abandon)
+    await asyncio.gather(*going)
+    assert sum(call.finished for call in journal.calls.values()) >= 3
     await resumed(bench, script, turn, journal)
     assert sorted((await content(bench, "/workspace/log")).split()) == ["quick", "slow"]
     status = journal.status

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from agent_runner.settings import Settings
 
 if TYPE_CHECKING:
+    from agent_runner.bootstrap.models import ModelFile
     from agent_runner.domain.masking import LiveSecrets
 
-__all__ = ["doctor", "run_server", "run_stack", "run_worker"]
+__all__ = ["doctor", "model_file", "run_server", "run_stack", "run_worker"]
 
 
 def run_stack(settings: Settings, on_ready: Callable[[], None]) -> int:
@@ -55,6 +56,13 @@ def doctor(settings: Settings) -> Iterator[tuple[str, bool, str]]:
     from agent_runner.bootstrap.doctor import checks
 
     return checks(settings)
+
+
+def model_file(settings: Settings) -> ModelFile:
+    """The file of the model that runs on this machine."""
+    from agent_runner.bootstrap import models
+
+    return models.model_file(settings)
 
 
 def _configure_logs(settings: Settings) -> LiveSecrets:

@@ -41,6 +41,10 @@ class DataDirectory:
         return self.root / "skills"
 
     @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
     def temporal(self) -> Path:
         return self.root / "temporal"
 

@@ -81,9 +81,12 @@ def _model(settings: Settings) -> Row:
     from agent_runner.adapters.models.resolver import DefaultModelResolver
     from agent_runner.v1.options_pb2 import ModelOptions
 
-    resolver = DefaultModelResolver(dict(os.environ), settings.model)
+    models = DataDirectory(settings.data_dir).models
+    resolver = DefaultModelResolver(dict(os.environ), settings.model, local_folder=models)
     try:
         resolver.resolve(ModelOptions())
     except AgentRunnerError as error:
         return "model", False, str(error)
+    finally:
+        resolver.aclose()
     return "model", True, resolver.describe_default()

@@ -80,6 +80,7 @@ async def parts(
     channel = Channel(address, api_key=settings.key)
     sandboxes = sandbox_provider(settings, data)
     skills = GrpcSkillReader(channel)
+    models = DefaultModelResolver(dict(os.environ), settings.model, local_folder=data.models)
     mcp = McpSessions(on_progress=report_progress)
     try:
         async with SqliteCheckpoints(data.checkpoints) as checkpoints:
@@ -87,7 +88,7 @@ async def parts(
                 sinks=NegotiatingSinks(channel, BatchSettings(events=settings.batch_events)),
                 reader=GrpcResourceReader(channel),
                 sandboxes=sandboxes,
-                models=DefaultModelResolver(dict(os.environ), settings.model),
+                models=models,
                 agents=agent_factory(settings.engine, checkpoints),
                 skills=SkillLoader(skills, _skill_cache(settings, data, skills)),
                 environments=GrpcEnvironmentResolver(channel),
@@ -98,6 +99,7 @@ async def parts(
             )
     finally:
         await mcp.aclose()
+        await asyncio.to_thread(models.aclose)
         await sandboxes.aclose()
         await channel.aclose()
 

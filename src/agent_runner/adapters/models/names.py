@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from agent_runner.adapters.models.embedded_facts import WEIGHTS
 from agent_runner.errors import ModelError
 
 
@@ -50,6 +51,10 @@ PROVIDERS: Mapping[str, ProviderFacts] = {
     "baseten": ProviderFacts(("BASETEN_API_KEY",), "langchain-baseten"),
 }
 
+LOCAL = "local"
+LOCAL_MODEL = WEIGHTS.name
+"""The model that runs here; `local` alone means it."""
+
 DEFAULT_MODELS: Mapping[str, str] = {
     "anthropic": "claude-sonnet-5-5",
     "openai": "gpt-6.1-sol",
@@ -91,7 +96,7 @@ _CLAUDE_3 = re.compile(r"claude-3(-[57])?-(opus|sonnet|haiku)$")
 
 @dataclass(frozen=True, slots=True)
 class ModelName:
-    """A provider, or `script`, and what it calls the model."""
+    """A provider, or `script`, or `local`, and what it calls the model."""
 
     provider: str
     model: str
@@ -110,10 +115,12 @@ def parse_model_name(name: str, *, otherwise: str = "") -> ModelName:
         ModelError: the name tells no provider.
     """
     name = name.strip()
+    if name.lower() in (LOCAL, "embedded"):
+        return ModelName(LOCAL, LOCAL_MODEL)
     for separator in (":", "/"):
         head, found, rest = name.partition(separator)
         provider = _OTHER_SPELLINGS.get(head.lower(), head.lower().replace("-", "_"))
-        if found and rest and (provider in PROVIDERS or provider == "script"):
+        if found and rest and (provider in PROVIDERS or provider in ("script", LOCAL)):
             return ModelName(provider, _official(provider, rest))
     lower = _FRIENDLY.get(name.lower(), name.lower())
     if _OLLAMA_TAG.match(lower):

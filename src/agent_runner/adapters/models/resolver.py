@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
 from pydantic import SecretStr, ValidationError
 
-from agent_runner.adapters.models.names import DEFAULT_MODELS, PROVIDERS, ModelName, parse_model_name
+from agent_runner.adapters.models.embedded_facts import WEIGHTS
+from agent_runner.adapters.models.embedded_pull import WeightsStore
+from agent_runner.adapters.models.local_server import LocalServer
+from agent_runner.adapters.models.names import (
+    DEFAULT_MODELS,
+    LOCAL,
+    LOCAL_MODEL,
+    PROVIDERS,
+    ModelName,
+    parse_model_name,
+)
 from agent_runner.adapters.models.script import ScriptLibrary
 from agent_runner.errors import ModelError
 from agent_runner.ports.models import Model
@@ -41,6 +52,7 @@ class DefaultModelResolver:
         environ: where keys and addresses are looked up, and nowhere else.
         default_model: the model of the settings; None or empty: by the keys that are there.
         ollama_models: how Ollama is asked.
+        local_folder: where the model that runs here is kept, if it was pulled; None: there is none.
     """
 
     def __init__(
@@ -49,11 +61,18 @@ class DefaultModelResolver:
         default_model: str | None = None,
         *,
         ollama_models: OllamaModels | None = None,
+        local_folder: Path | None = None,
     ) -> None:
         self._environ = environ
         self._default_model = default_model or ""
         self._ollama_models = ollama_models or ask_ollama
         self._scripts = ScriptLibrary()
+        self._weights = WeightsStore(local_folder, WEIGHTS) if local_folder else None
+        self._server = (
+            LocalServer(self._weights.path, local_folder / "server.log")
+            if local_folder and self._weights
+            else None
+        )
 
     def resolve(self, *wishes: ModelOptions) -> Model:
         """See `ModelResolver.resolve`."""
@@ -63,7 +82,14 @@ class DefaultModelResolver:
             chat: Any = self._scripts.open(choice.name.model)
             notice = "Answers come from a script; no model is asked."
             return Model(str(choice.name), chat, notice)
+        if choice.name.provider == LOCAL:
+            return self._local(choice, _merged(wishes))
         return Model(str(choice.name), self._open(choice.name, _merged(wishes)), choice.reason)
+
+    def aclose(self) -> None:
+        """Let go of the memory of the model that runs here."""
+        if self._server is not None:
+            self._server.stop()
 
     def describe_default(self) -> str:
         """See `ModelResolver.describe_default`."""
@@ -88,6 +114,9 @@ class DefaultModelResolver:
         for model in self._ollama_models(address)[:1]:
             name = ModelName("ollama", model)
             return _Choice(name, f"Model {name}, because Ollama answers at {address}.")
+        if self._weights is not None and self._weights.pulled():
+            name = ModelName(LOCAL, LOCAL_MODEL)
+            return _Choice(name, f"Model {name}, because nothing else is there and it was pulled.")
         raise ModelError(_WAYS_TO_A_MODEL)
 
     def _parsed(self, name: str) -> ModelName:
@@ -191,6 +220,25 @@ class DefaultModelResolver:
             model=name.model, base_url=self._ollama_address(), num_ctx=OLLAMA_CONTEXT_TOKENS, **wanted
         )
 
+    def _local(self, choice: _Choice, options: ModelOptions) -> Model:
+        if choice.name.model != LOCAL_MODEL:
+            raise ModelError(
+                f"Model {choice.name} is not known: the one that runs here is local:{LOCAL_MODEL}."
+            )
+        if self._weights is None or self._server is None or not self._weights.pulled():
+            raise ModelError(
+                f"Model {choice.name} is not here yet: agent-runner model pull fetches its 1.1 GB."
+            )
+        from agent_runner.adapters.models.local import NOTICE, LocalChat
+
+        wanted: dict[str, Any] = {}
+        if options.HasField("temperature"):
+            wanted["temperature"] = options.temperature
+        if options.max_output_tokens:
+            wanted["max_tokens"] = options.max_output_tokens
+        chat = LocalChat.at(self._server, choice.name.model, wanted, REQUEST_TIMEOUT_SECONDS)
+        return Model(str(choice.name), chat, NOTICE.format(title=self._weights.weights.title))
+
     def _any_provider(self, name: ModelName, max_tokens: int, wanted: dict[str, Any]) -> Any:
         from langchain.chat_models import init_chat_model
 
@@ -230,6 +278,7 @@ def _can_call_tools(client: httpx.Client, name: str) -> bool:
 _WAYS_TO_A_MODEL = (
     "No model is configured. One of these is enough: set ANTHROPIC_API_KEY; set OPENAI_API_KEY (and "
     "OPENAI_BASE_URL for any compatible server); set GOOGLE_API_KEY; run Ollama with a model that can call "
-    "tools (OLLAMA_BASE_URL when it is not on this machine); name a model by --model or "
+    "tools (OLLAMA_BASE_URL when it is not on this machine); agent-runner model pull, for a small model that "
+    "runs here; name a model by --model or "
     "AGENT_RUNNER_MODEL, where script:demo needs no key at all."
 )
