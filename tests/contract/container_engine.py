@@ -62,7 +62,8 @@ def engine_url() -> str:
     directory = Path(tempfile.mkdtemp(prefix="ar-engine-"))
     log = (directory / "log").open("wb")
     engine = subprocess.Popen(
-        _command(program, directory),
+        # A test run that is killed takes its engine along.
+        ["setpriv", "--pdeathsig=TERM", "--", *_command(program, directory)],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
@@ -139,7 +140,12 @@ def _stop(engine: subprocess.Popen[bytes], directory: Path) -> None:
     except subprocess.TimeoutExpired:
         engine.kill()
         engine.wait()
-    mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
-    for mount in sorted((place for place in mounts if place.startswith(f"{directory}/")), reverse=True):
-        subprocess.run(["umount", "-l", mount], check=False, capture_output=True)
-    shutil.rmtree(directory, ignore_errors=True)
+    # Its helpers end a moment after it, and until then make files again.
+    for _ in range(10):
+        mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+        for mount in sorted((place for place in mounts if place.startswith(f"{directory}/")), reverse=True):
+            subprocess.run(["umount", "-l", mount], check=False, capture_output=True)
+        shutil.rmtree(directory, ignore_errors=True)
+        if not directory.exists():
+            return
+        time.sleep(0.5)
