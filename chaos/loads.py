@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
-from google.protobuf.message import Message
-
 from agent_runner.client import AgentRunner
 from agent_runner.domain.phases import is_terminal
 from agent_runner.errors import AgentRunnerError, AlreadyExistsError, FailedPreconditionError
 from agent_runner.v1.events_pb2 import ExecutionEvent
-from agent_runner.v1.execution_service_pb2 import (
-    PauseExecutionRequest,
-    PauseExecutionResponse,
-    ResumeExecutionRequest,
-    ResumeExecutionResponse,
-)
 from ai.stigmer.agentic.agent.v1.api_pb2 import Agent
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
 from ai.stigmer.commons.apiresource.enum_pb2 import ApiResourceOwnerScope
 
 _CREATE = "/ai.stigmer.agentic.agentexecution.v1.AgentExecutionCommandController/create"
-_OURS = "/agent_runner.v1.ExecutionService"
 _AWAY = timedelta(minutes=10)
 
 
@@ -144,17 +136,15 @@ class Load:
     async def pause(self, runner: AgentRunner, watched: Watched, after: float, seconds: float) -> None:
         """Pause it for so long, whatever happens meanwhile."""
         await asyncio.sleep(after)
-        pause = PauseExecutionRequest(execution_id=watched.execution_id)
-        resume = ResumeExecutionRequest(execution_id=watched.execution_id)
-        if await self._ask(runner, "PauseExecution", pause, PauseExecutionResponse):
+        if await self._done(lambda: runner.executions.pause(watched.execution_id)):
             await asyncio.sleep(seconds)
-            await self._ask(runner, "ResumeExecution", resume, ResumeExecutionResponse)
+            await self._done(lambda: runner.executions.resume(watched.execution_id))
 
-    async def _ask(self, runner: AgentRunner, method: str, request: Message, answer: type[Message]) -> bool:
+    async def _done(self, ask: Callable[[], Awaitable[object]]) -> bool:
         """Ask until it is done; False when the execution has ended."""
         while True:
             try:
-                await runner._channel.unary(f"{_OURS}/{method}", request, answer)
+                await ask()
                 return True
             except FailedPreconditionError:
                 return False
