@@ -20,6 +20,7 @@ from agent_runner.adapters.temporal.connection import TemporalConnection
 from agent_runner.adapters.workflows.temporal import StarterSettings, TemporalWorkflowStarter
 from agent_runner.bootstrap.data import DataDirectory, held
 from agent_runner.bootstrap.keys import encryption_keys
+from agent_runner.bootstrap.web import web_port
 from agent_runner.controlplane.server import ControlPlane
 from agent_runner.domain.archives import ArchiveLimits
 from agent_runner.runner.ends import ServiceEnds
@@ -39,8 +40,12 @@ async def serve_control_plane(settings: Settings, stop: asyncio.Event) -> None:
     data = DataDirectory(settings.data_dir)
     data.prepare()
     with held(data):
-        async with control_plane(settings, data, TemporalConnection(settings.temporal_address)) as address:
-            log.info("control plane is ready", address=address)
+        connection = TemporalConnection(settings.temporal_address)
+        async with (
+            control_plane(settings, data, connection) as address,
+            web_port(settings, address) as web,
+        ):
+            log.info("control plane is ready", address=address, web=web)
             await stop.wait()
 
 

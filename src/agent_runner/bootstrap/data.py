@@ -88,6 +88,7 @@ class StackState:
 
     pid: int
     address: str
+    web: str
     temporal: str
     started_at: str
     version: str

@@ -16,6 +16,7 @@ from agent_runner.adapters.temporal.connection import TemporalConnection
 from agent_runner.adapters.temporal.managed import ManagedTemporal
 from agent_runner.bootstrap.controlplane import DISTRIBUTION, control_plane
 from agent_runner.bootstrap.data import DataDirectory, StackState, held
+from agent_runner.bootstrap.web import web_port
 from agent_runner.domain.masking import LiveSecrets
 from agent_runner.settings import Settings
 
@@ -45,8 +46,9 @@ async def serve_stack(
             await connection.wait()
             address = await stack.enter_async_context(control_plane(settings, data, connection))
             await stack.enter_async_context(module.runner(settings, data, connection, address, secrets))
-            _state(address, connection).write(data.state)
-            log.info("stack is ready", address=address, temporal=connection.address)
+            web = await stack.enter_async_context(web_port(settings, address))
+            _state(address, web, connection).write(data.state)
+            log.info("stack is ready", address=address, web=web, temporal=connection.address)
             on_ready()
             await stop.wait()
 
@@ -60,10 +62,11 @@ async def _temporal(settings: Settings, data: DataDirectory, stack: AsyncExitSta
     return TemporalConnection.managed(managed.address)
 
 
-def _state(address: str, connection: TemporalConnection) -> StackState:
+def _state(address: str, web: str, connection: TemporalConnection) -> StackState:
     return StackState(
         pid=os.getpid(),
         address=address,
+        web=web,
         temporal=connection.address,
         started_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         version=version(DISTRIBUTION),

@@ -57,7 +57,9 @@ def up_command(
 def _up_here(listen: str | None, insecure: bool, model: str | None, quiet: bool, temporary: bool) -> int:
     from agent_runner import bootstrap, settings
 
-    loaded = settings.load(listen=listen, insecure=insecure or None, model=model)
+    # Nobody knows of a stack that lasts for one run.
+    web_listen = "off" if temporary else None
+    loaded = settings.load(listen=listen, web_listen=web_listen, insecure=insecure or None, model=model)
     mark = None
     if temporary:
         mark = _stack.end_with_parent(loaded.data_dir, lambda: os.kill(os.getpid(), signal.SIGTERM))

@@ -1,0 +1,1 @@
+"""The web port: events as server-sent events, health and metrics, spoken through `client/`."""

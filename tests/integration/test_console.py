@@ -1,0 +1,238 @@
+"""The web port over real HTTP, in front of a real control plane."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import pytest
+from unit.services.conftest import World
+from unit.services.fakes.resources import COMPLETED, IN_PROGRESS, agent, execution, goes_on, says
+from unit.services.fakes.runners import Runner
+
+from agent_runner.console.server import Console
+from agent_runner.controlplane.server import ControlPlane
+from agent_runner.errors import SettingsError
+from agent_runner.services.container import Services
+from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
+
+KEY = "a key nobody guesses"
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.fixture
+def services(world: World) -> Services:
+    return world.process()
+
+
+@asynccontextmanager
+async def web(services: Services, key: str | None = None, **settings: Any) -> AsyncIterator[str]:
+    server = ControlPlane(services, address="127.0.0.1:0", api_key=key, version="1.2.3")
+    port = await server.start()
+    console = Console("127.0.0.1:0", f"127.0.0.1:{port}", key, **settings)
+    try:
+        yield await console.start()
+    finally:
+        await console.stop()
+        await server.stop(0)
+
+
+@pytest.fixture
+async def url(services: Services) -> AsyncIterator[str]:
+    async with web(services, heartbeat=timedelta(milliseconds=50)) as address:
+        yield address
+
+
+@pytest.fixture
+async def running(services: Services) -> AgentExecution:
+    helper = await services.agents.create(agent())
+    return await services.executions.create(execution(agent_id=helper.metadata.id))
+
+
+def path(running: AgentExecution) -> str:
+    return f"/v1/executions/{running.metadata.id}/events"
+
+
+def parsed(text: str) -> list[tuple[int, dict[str, Any]]]:
+    """(id, data) of each event in a whole stream."""
+    events = []
+    for block in text.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+        if "id" in fields:
+            events.append((int(fields["id"]), json.loads(fields["data"])))
+    return events
+
+
+async def quiet(services: Services) -> None:
+    """Until nobody watches any more."""
+    async with asyncio.timeout(5):
+        while services.watches.watchers:  # noqa: ASYNC110 (nothing tells of it)
+            await asyncio.sleep(0.01)
+
+
+async def test_a_finished_execution_is_streamed_whole_and_the_stream_ends(
+    url: str, services: Services, running: AgentExecution
+) -> None:
+    runner = Runner(services, running.metadata.id)
+    await runner.start()
+    await runner.send(IN_PROGRESS, says("a"), goes_on("a", "zwölf\n\nid: 9"), COMPLETED)
+    async with httpx.AsyncClient(base_url=url) as client:
+        answer = await client.get(path(running))
+
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert answer.headers["cache-control"] == "no-store"
+        events = parsed(answer.text)
+        assert [seq for seq, _ in events] == [1, 2, 3, 4, 5, 6]
+        assert events[4][1]["messageDelta"]["text"] == "zwölf\n\nid: 9"
+        assert answer.text.endswith("event: end\ndata: {}\n\n")
+
+        later = await client.get(path(running), params={"after_seq": 1}, headers={"Last-Event-ID": "4"})
+        assert [seq for seq, _ in parsed(later.text)] == [5, 6]
+        assert (await client.get(path(running), headers={"Last-Event-ID": "6"})).status_code == 204
+    await quiet(services)
+
+
+async def test_live_events_come_as_they_happen_and_silence_is_broken_by_heartbeats(
+    url: str, services: Services, running: AgentExecution
+) -> None:
+    runner = Runner(services, running.metadata.id)
+    await runner.start()
+    async with httpx.AsyncClient(base_url=url) as client, client.stream("GET", path(running)) as answer:
+        lines = answer.aiter_lines()
+        async with asyncio.timeout(10):
+            async for line in lines:
+                if line.startswith(":"):
+                    break
+            await runner.send(IN_PROGRESS)
+            async for line in lines:
+                if line == "id: 3":
+                    break
+            await runner.send(COMPLETED)
+            rest = [line async for line in lines]
+    assert "event: end" in rest
+    await quiet(services)
+
+
+async def test_who_leaves_is_not_watched_for_any_more(
+    url: str, services: Services, running: AgentExecution
+) -> None:
+    async with httpx.AsyncClient(base_url=url) as client:
+        for _ in range(5):
+            async with client.stream("GET", path(running)) as answer:
+                await anext(answer.aiter_lines())
+    await quiet(services)
+
+
+async def test_a_slow_reader_is_cut_off(services: Services, running: AgentExecution) -> None:
+    runner = Runner(services, running.metadata.id)
+    await runner.start()
+    async with web(services, slow_after=timedelta(milliseconds=300)) as address:
+        host, port = address.removeprefix("http://").split(":")
+        with socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.connect((host, int(port)))
+            slow.sendall(f"GET {path(running)} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            async with asyncio.timeout(10):
+                while not services.watches.watchers:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            await runner.send(says("a"), *(goes_on("a", "x" * 200_000) for _ in range(60)))
+            await quiet(services)
+
+
+async def test_streams_end_when_the_server_stops(services: Services, running: AgentExecution) -> None:
+    async with httpx.AsyncClient() as client:
+        async with web(services) as address:
+            request = client.build_request("GET", f"{address}{path(running)}")
+            answer = await client.send(request, stream=True)
+            lines = answer.aiter_lines()
+            await anext(lines)
+        async with asyncio.timeout(5):
+            assert "event: end" not in [line async for line in lines]
+        await answer.aclose()
+
+
+@pytest.mark.parametrize(
+    ("name", "query", "status", "code"),
+    [
+        ("aex-nobody", "", 404, "NOT_FOUND"),
+        ("nonsense", "", 404, "NOT_FOUND"),
+        (None, "?after_seq=x", 400, "INVALID_ARGUMENT"),
+        (None, "?after_seq=-1", 400, "INVALID_ARGUMENT"),
+        (None, f"?after_seq={1 << 64}", 400, "INVALID_ARGUMENT"),
+    ],
+)
+async def test_what_cannot_be_answered_is_told_as_json(
+    url: str, running: AgentExecution, name: str | None, query: str, status: int, code: str
+) -> None:
+    async with httpx.AsyncClient(base_url=url) as client:
+        answer = await client.get(f"/v1/executions/{name or running.metadata.id}/events{query}")
+        assert answer.status_code == status
+        assert answer.json()["error"]["code"] == code
+        assert (await client.get("/nothing")).json()["error"]["message"] == "Not Found"
+
+
+async def test_a_key_is_asked_for_but_for_health(services: Services, running: AgentExecution) -> None:
+    async with web(services, KEY) as address, httpx.AsyncClient(base_url=address) as client:
+        for shown in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {KEY}"}):
+            for place in (path(running), "/metrics"):
+                answer = await client.get(place, headers=shown)
+                assert answer.status_code == 401
+                assert answer.headers["www-authenticate"] == "Bearer"
+        query = await client.get(path(running), params={"access_token": KEY})
+        assert query.status_code == 401
+        assert (await client.get("/healthz")).status_code == 200
+        assert (await client.get("/readyz")).json() == {"ready": True}
+        shown = {"Authorization": f"bearer {KEY}", "Host": "runner.example"}
+        assert (await client.get("/metrics", headers=shown)).status_code == 200
+
+
+async def test_pages_of_other_sites_cannot_ask_without_a_key(url: str, running: AgentExecution) -> None:
+    async with httpx.AsyncClient(base_url=url) as client:
+        answer = await client.get(path(running), headers={"Host": "evil.example:7235"})
+        assert answer.status_code == 403
+        assert (await client.get("/metrics", headers={"Host": "localhost:7235"})).status_code == 200
+
+
+async def test_metrics_are_what_prometheus_reads(url: str, world: World, services: Services) -> None:
+    world.workflows.open.add("aex-gone")
+    for _ in range(2):
+        await services.runs.reconcile()
+    async with httpx.AsyncClient(base_url=url) as client:
+        text = (await client.get("/metrics")).text
+
+    assert 'agent_runner_executions{phase="in_progress"} 0.0' in text
+    assert "agent_runner_reconciled_orphans_total 1.0" in text
+    assert "# TYPE agent_runner_watchers gauge" in text
+    assert "process_resident_memory_bytes" in text
+
+
+async def test_readiness_tells_what_is_away(url: str, world: World) -> None:
+    world.workflows.away = True
+    async with httpx.AsyncClient(base_url=url) as client:
+        answer = await client.get("/readyz")
+        assert answer.status_code == 503
+        assert answer.json() == {"ready": False, "problem": "Temporal does not answer."}
+        assert (await client.get("/healthz")).status_code == 200
+
+
+async def test_a_port_that_is_taken_is_told_or_gone_around() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        refused = Console(listen, "127.0.0.1:1", None)
+        with pytest.raises(SettingsError, match="web_listen"):
+            await refused.start()
+        await refused.stop()
+        other = Console(listen, "127.0.0.1:1", None, elsewhere=True)
+        assert await other.start() != f"http://{listen}"
+        await other.stop()
