@@ -32,6 +32,7 @@ class Findings:
     phases: Counter[str] = field(default_factory=Counter)
     events: int = 0
     attempts: int = 0
+    resumes: int = 0
     lost: int = 0
     duplicated: int = 0
     effects: int = 0
@@ -67,6 +68,7 @@ def check_log(watched: Watched, log: Sequence[ExecutionEvent], found: Findings) 
         found.problems.append(f"{name}: an older attempt wrote after a newer one")
     found.events += len(log)
     found.attempts += max(attempts, default=0)
+    found.resumes += max(max(attempts, default=0) - 1, 0)
     _check_end(watched, log, found)
 
 

@@ -109,10 +109,10 @@ class Storm:
     async def blow(self, faults: Sequence[Fault]) -> None:
         async with asyncio.TaskGroup() as group:
             for fault in faults:
-                await asyncio.sleep(fault.pause)
                 lock = self._busy.setdefault(fault.target, asyncio.Lock())
                 async with lock:  # the one before has been mended
                     pass
+                await asyncio.sleep(fault.pause)
                 group.create_task(self._strike(fault, lock))
 
     async def _strike(self, fault: Fault, lock: asyncio.Lock) -> None:
@@ -255,7 +255,7 @@ def _print(load: Load, blowing: Storm, found: Findings, seconds: Sequence[float]
     faults = sum(blowing.happened.values())
     say(f"{faults} faults in {elapsed:.0f} s: {dict(blowing.happened)}")
     say(f"{len(load.watched)} executions in {len(load.sessions)} sessions: {dict(found.phases)}")
-    say(f"{found.events} events, {found.attempts} attempts, {found.attempts - len(load.watched)} resumes")
+    say(f"{found.events} events, {found.attempts} attempts, {found.resumes} resumes")
     say(f"{load.reconnects} reconnects of watchers: {found.lost} lost, {found.duplicated} duplicated")
     say(
         f"{found.effects} side effects: {found.repeated} repeated, {found.missing} missing, "
