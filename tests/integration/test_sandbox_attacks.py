@@ -161,7 +161,11 @@ class TestReading:
             )
         )
         try:
-            problems = [await sandbox.put([(f"d/x{n}", b"x")]) for n in range(150)]
+            problems = [
+                problem
+                for batch in range(15)
+                for problem in await sandbox.put([(f"d/x{batch}-{n}", b"x") for n in range(10)])
+            ]
         finally:
             swapping.cancel()
             await asyncio.wait([swapping])

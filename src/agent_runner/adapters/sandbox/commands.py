@@ -50,10 +50,14 @@ for _ in range(50):
         except OSError:
             continue
     if not found:
+        print("ended")
         break
 """
 """No API of an engine ends a command with all it began, so this does, inside: it kills all processes with
-the command's mark among their variables, which children inherit, however they detach themselves."""
+the command's mark among their variables, which children inherit, however they detach themselves. It says
+so at the end, as it cannot even begin where the sandbox may have no further process."""
+
+KILLED = b"ended"
 
 INLINE_LIMIT = 96 << 10
 """Longer scripts come on standard input: Linux takes 128 KiB for one argument."""
@@ -78,7 +82,7 @@ def run_command(token: str, script: bytes, cwd: str, seconds: int) -> Sequence[s
 
 
 def kill_command(mark: str) -> Sequence[str]:
-    """The argument list which ends everything that carries the mark."""
+    """The argument list which ends everything that carries the mark, and prints KILLED once all is."""
     return ("python3", "-I", "-c", _KILL, mark)
 
 

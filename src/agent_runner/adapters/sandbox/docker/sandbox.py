@@ -13,7 +13,7 @@ from typing import Any
 
 from agent_runner.adapters.sandbox import inside
 from agent_runner.adapters.sandbox.collected import Collected
-from agent_runner.adapters.sandbox.commands import INLINE_LIMIT, kill_command, run_command
+from agent_runner.adapters.sandbox.commands import INLINE_LIMIT, KILLED, kill_command, run_command
 from agent_runner.adapters.sandbox.docker import longrunning
 from agent_runner.adapters.sandbox.docker.engine import CONFLICT, MISSING, Engine, EngineCommand, EngineError
 from agent_runner.adapters.sandbox.names import check_environment, check_script, sandbox_path
@@ -33,6 +33,7 @@ BASE_ENVIRONMENT: Mapping[str, str] = {
 _FILES_SCRIPT = inspect.getsource(inside)
 _FILES_TIMEOUT = 120.0
 _KILL_TIMEOUT = 10.0
+_RESTART_TIMEOUT = 20.0
 _SETTLE = 5.0
 """Seconds for the streams of a killed command to end."""
 
@@ -184,7 +185,7 @@ class DockerSandbox:
     async def _end(self, mark: str, collecting: asyncio.Future[None]) -> None:
         """End a command's whole tree, also when the caller is being cancelled."""
         killing = asyncio.ensure_future(self._kill(mark))
-        await asyncio.wait([killing], timeout=_KILL_TIMEOUT)
+        await asyncio.wait([killing], timeout=_KILL_TIMEOUT + _RESTART_TIMEOUT)
         await asyncio.wait([collecting], timeout=_SETTLE)
         for task in (killing, collecting):
             task.cancel()
@@ -193,9 +194,23 @@ class DockerSandbox:
     async def _kill(self, mark: str) -> None:
         # A container which is gone has nothing left to end.
         with suppress(SandboxUnavailableError):
-            async with self._command(kill_command(mark), BASE_ENVIRONMENT, stdin=False) as command:
-                async for _ in command.output():
-                    pass
+            if await self._killed_inside(mark):
+                return
+            found = await self._engine.request("GET", f"containers/{self._container}/json")
+            if found["State"]["Running"]:
+                # As full of processes as it may be, it lets in none that ends them.
+                await self._engine.request("POST", f"containers/{self._container}/restart", params={"t": "0"})
+
+    async def _killed_inside(self, mark: str) -> bool:
+        printed = b""
+        with suppress(TimeoutError, EngineError):
+            async with (
+                asyncio.timeout(_KILL_TIMEOUT),
+                self._command(kill_command(mark), BASE_ENVIRONMENT, stdin=False) as command,
+            ):
+                async for piece in command.output():
+                    printed += piece.data
+        return KILLED in printed
 
 
 async def _collect(command: EngineCommand, collected: Collected, script: bytes) -> None:
