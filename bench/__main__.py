@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from bench import measures
+from bench.agents import building
 from bench.measures import QUICK, Plan, Row
 from bench.product import Processes, one_process
 from bench.skills import skills
@@ -35,6 +36,7 @@ ALONE: dict[str, Callable[[Path, Plan], Awaitable[list[Row]]]] = {
     "bytes": measures.bytes_sent,
     "store": measures.stores,
     "crash": lambda folder, _: measures.crash(folder),
+    "agents": building,
 }
 
 

@@ -52,7 +52,8 @@ class Home:
 
 
 @contextmanager
-def home_with_stack(directory: Path) -> Iterator[Home]:
+def home_with_stack(directory: Path, **settings: str) -> Iterator[Home]:
+    """A stack that runs; `settings` are further variables of it and of every command."""
     env = {
         "PATH": os.environ["PATH"],
         "HOME": str(directory),
@@ -60,6 +61,7 @@ def home_with_stack(directory: Path) -> Iterator[Home]:
         "PYTHONPATH": str(ROOT / "src"),
         "AGENT_RUNNER_DATA_DIR": str(directory / "data"),
         "AGENT_RUNNER_LOG_LEVEL": "debug",
+        **settings,
     }
     home = Home(directory / "data", env)
     home.run("up", "--detach", "--port", "0")
