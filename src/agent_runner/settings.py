@@ -103,6 +103,22 @@ class Settings(BaseSettings):
         validation_alias=_named("sandbox_image", "STIGMER_SANDBOX_IMAGE"),
         description="Container image of the docker kind.",
     )
+    sandbox_network: Literal["none", "host-allowlist", "full"] = Field(
+        default="none",
+        validation_alias=_named("sandbox_network"),
+        description="What commands of the local kind reach: nothing, the hosts listed, or all the host does.",
+    )
+    sandbox_allow_hosts: str = Field(
+        default="",
+        validation_alias=_named("sandbox_allow_hosts"),
+        description="Hosts for `host-allowlist`, separated by commas: `pypi.org,*.example.com:8443`.",
+    )
+    sandbox_max_running: int = Field(
+        default=0,
+        ge=0,
+        validation_alias=_named("sandbox_max_running"),
+        description="Sandboxes that run at once on one runner; who needs one more waits. 0: no cap.",
+    )
     sandbox_idle_seconds: int = Field(
         default=3600,
         ge=1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 import structlog
 
@@ -23,7 +23,7 @@ from agent_runner.adapters.temporal.connection import TemporalConnection
 from agent_runner.bootstrap.controlplane import once_connected, skill_limits
 from agent_runner.bootstrap.data import DataDirectory
 from agent_runner.bootstrap.engines import agent_factory
-from agent_runner.bootstrap.sandboxes import sandbox_provider
+from agent_runner.bootstrap.sandboxes import reaping, sandbox_provider
 from agent_runner.client.channels import Channel
 from agent_runner.domain.masking import LiveSecrets
 from agent_runner.runner.attempts import Parts
@@ -51,13 +51,20 @@ async def runner(
     connection: TemporalConnection,
     address: str,
     secrets: LiveSecrets | None = None,
+    *,
+    reap: bool = False,
 ) -> AsyncIterator[None]:
     """A runner that takes executions from the task queue while the context is open.
 
     Args:
         secrets: learns what the logs must not show.
+        reap: remove sandboxes whose session the control plane does not know. For a runner that shares
+            the data directory with it: another one's sessions would look as if they were gone.
     """
-    async with parts(settings, data, address, secrets) as made:
+    async with (
+        parts(settings, data, address, secrets) as made,
+        reaping(made.sandboxes, Channel(address, api_key=settings.key)) if reap else nullcontext(),
+    ):
 
         async def run_agents() -> None:
             worker = RunnerWorker(

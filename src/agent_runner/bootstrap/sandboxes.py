@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
 from datetime import timedelta
 
+from agent_runner.adapters.sandbox.leases import Leases
+from agent_runner.adapters.sandbox.lifecycle import ManagedProvider
 from agent_runner.adapters.sandbox.local import LocalProvider, UnconfinedProvider
+from agent_runner.adapters.sandbox.reaper import Reaper
 from agent_runner.bootstrap.data import DataDirectory
+from agent_runner.client.channels import Channel
+from agent_runner.client.kinds import kind_named
+from agent_runner.client.resources import Resources
 from agent_runner.errors import SettingsError
 from agent_runner.ports.sandboxes import SandboxProvider
 from agent_runner.settings import Settings
 
 KINDS = ("local", "unconfined", "docker", "daytona", "auto")
+
+REAP_EVERY = timedelta(minutes=1)
 
 _NAME_OF_OLD = "agent-sandbox-basic:latest"
 """The image Stigmer's users build themselves; who has not built it gets one that can be fetched."""
@@ -25,38 +36,46 @@ def sandbox_provider(settings: Settings, data: DataDirectory, kind: str | None =
         SettingsError: there is no such kind.
     """
     chosen = kind or settings.sandbox
-    if chosen == "local":
-        return LocalProvider(data.sandboxes)
-    if chosen == "unconfined":
-        return UnconfinedProvider(data.sandboxes)
-    if chosen == "docker":
-        return _docker(settings, data)
-    if chosen == "daytona":
-        return _daytona()
-    if chosen == "auto":
-        return _auto(settings, data)
-    raise SettingsError(f"sandbox={chosen} is no kind of sandbox. Choose {' or '.join(KINDS)}.")
-
-
-def _docker(settings: Settings, data: DataDirectory) -> SandboxProvider:
-    # Imported here: the other kinds do without it.
-    from agent_runner.adapters.sandbox.docker import DockerProvider
-    from agent_runner.adapters.sandbox.leases import Leases
-    from agent_runner.adapters.sandbox.lifecycle import ManagedProvider
-
+    made = _bare(chosen, settings, data)
+    # A command of these is a process tree of its own: between two of them nothing runs to be stopped.
+    if chosen in ("local", "unconfined") and not settings.sandbox_max_running:
+        return made
     return ManagedProvider(
-        DockerProvider(image=_image(settings)),
+        made,
         Leases(data.sandboxes / "leases.sqlite"),
         owner=f"{socket.gethostname()}-{os.getpid()}",
+        max_running=settings.sandbox_max_running,
         idle_after=timedelta(seconds=settings.sandbox_idle_seconds),
     )
+
+
+def _bare(kind: str, settings: Settings, data: DataDirectory) -> SandboxProvider:
+    if kind == "local":
+        return _local(settings, data)
+    if kind == "unconfined":
+        return UnconfinedProvider(data.sandboxes)
+    if kind == "docker":
+        # Imported here: the other kinds do without it.
+        from agent_runner.adapters.sandbox.docker import DockerProvider
+
+        return DockerProvider(image=_image(settings))
+    if kind == "daytona":
+        return _daytona()
+    if kind == "auto":
+        return _auto(settings, data)
+    raise SettingsError(f"sandbox={kind} is no kind of sandbox. Choose {' or '.join(KINDS)}.")
+
+
+def _local(settings: Settings, data: DataDirectory) -> LocalProvider:
+    hosts = [host.strip() for host in settings.sandbox_allow_hosts.split(",") if host.strip()]
+    return LocalProvider(data.sandboxes, network=settings.sandbox_network, allow_hosts=hosts)
 
 
 def _auto(settings: Settings, data: DataDirectory) -> SandboxProvider:
     from agent_runner.adapters.sandbox.auto import AutoProvider
     from agent_runner.adapters.sandbox.docker import DockerProvider
 
-    local = LocalProvider(data.sandboxes)
+    local = _local(settings, data)
     # What goes to the container installs packages above all, and those come over a network.
     isolated = DockerProvider(image=_image(settings), network="bridge", shared=local.directories)
     return AutoProvider(local, isolated)
@@ -78,3 +97,21 @@ def _daytona() -> SandboxProvider:
         target=os.environ.get("DAYTONA_TARGET", "us"),
         snapshot=os.environ.get("DAYTONA_DEV_TOOLS_SNAPSHOT_ID", ""),
     )
+
+
+@asynccontextmanager
+async def reaping(provider: SandboxProvider, channel: Channel) -> AsyncIterator[None]:
+    """Look through the sandboxes while the context is open, and remove those without a session."""
+    resources = Resources(channel, org="")
+
+    async def live_sessions() -> Collection[str]:
+        kind = kind_named("session")
+        return {session.metadata.id async for session in resources.list(kind)}  # type: ignore[attr-defined]
+
+    reaper = asyncio.create_task(Reaper(provider, live_sessions, interval=REAP_EVERY).run(), name="reaper")
+    try:
+        yield
+    finally:
+        reaper.cancel()
+        await asyncio.wait([reaper])
+        await channel.aclose()
