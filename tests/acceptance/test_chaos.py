@@ -7,7 +7,19 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+import pytest
+
+from agent_runner.v1.events_pb2 import (
+    AttemptStarted,
+    ExecutionEvent,
+    PhaseChanged,
+    ToolCallCompleted,
+    ToolCallStarted,
+)
+from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import EXECUTION_COMPLETED, EXECUTION_PENDING
 
 ROOT = Path(__file__).resolve().parents[2]
 WITHIN = 110.0
@@ -19,6 +31,95 @@ def test_kills_and_cuts_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
     assert "every promise kept" in out
     assert re.search(r"(\d+) reconnects of watchers: 0 lost, 0 duplicated", out), out
     assert re.search(r"[1-9]\d* side effects: 0 repeated, 0 missing", out), out
+
+
+@pytest.fixture(autouse=True)
+def _repository_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+def test_what_was_lost_or_seen_twice_is_found() -> None:
+    from chaos.checks import Findings, check_log
+    from chaos.loads import Watched
+
+    log = _log("10:00:00", "line")
+    whole, holed, doubled = (Watched(name, "ses-1") for name in ("whole", "holed", "doubled"))
+    for event in log:
+        whole.take(event)
+        doubled.take(event)
+        if event.seq != 2:
+            holed.take(event)
+    doubled.take(log[-1])
+
+    found = Findings()
+    check_log(whole, log, found)
+    assert (found.lost, found.duplicated, found.problems) == (0, 0, [])
+    check_log(holed, log, found)
+    assert (found.lost, found.duplicated) == (1, 0)
+    check_log(doubled, log, found)
+    assert (found.lost, found.duplicated) == (1, 1)
+    assert any("holed" in problem for problem in found.problems)
+
+
+@pytest.mark.parametrize(
+    ("written", "problem"),
+    [
+        ("line\n", None),
+        ("line\nline\n", "done 2 times"),
+        ("", "not done"),
+        ("line\nother\n", "not in the log"),
+    ],
+)
+def test_side_effects_that_are_repeated_missing_or_nobodys_are_found(
+    tmp_path: Path, written: str, problem: str | None
+) -> None:
+    from chaos.checks import Findings, check_effects
+    from chaos.scripts import EFFECTS
+
+    (tmp_path / EFFECTS).write_text(written)
+    found = Findings()
+    check_effects(tmp_path, [("aex-1", _log("10:00:00", "line"))], found)
+
+    if problem is None:
+        assert found.problems == []
+    else:
+        assert problem in " ".join(found.problems)
+
+
+@pytest.mark.parametrize(
+    ("second", "problem"),
+    [("10:00:10", ""), ("10:00:01", "before the one before it had ended"), ("10:01:30", "without anybody")],
+)
+def test_turns_out_of_order_and_executions_without_owner_are_found(second: str, problem: str) -> None:
+    from chaos.checks import Findings, check_order
+
+    found = Findings()
+    waiting = _log(second, "line")
+    waiting[0].time = "2026-01-01T10:00:00+00:00"
+    check_order([("aex-1", _log("10:00:00", "line")), ("aex-2", waiting)], found)
+
+    if problem:
+        assert problem in " ".join(found.problems)
+    else:
+        assert found.problems == []
+
+
+def _log(clock: str, line: str) -> Sequence[ExecutionEvent]:
+    """An execution that writes one line within four seconds."""
+    command = ToolCallStarted(tool_call_id="c", name="execute")
+    command.args.update({"command": f"echo '{line}' >> effects.log"})
+    events = [
+        ExecutionEvent(phase_changed=PhaseChanged(phase=EXECUTION_PENDING)),
+        ExecutionEvent(attempt=1, attempt_started=AttemptStarted(worker="host/1")),
+        ExecutionEvent(attempt=1, tool_call_started=command),
+        ExecutionEvent(attempt=1, tool_call_completed=ToolCallCompleted(tool_call_id="c")),
+        ExecutionEvent(attempt=1, phase_changed=PhaseChanged(phase=EXECUTION_COMPLETED)),
+    ]
+    hours, minutes, seconds = (int(part) for part in clock.split(":"))
+    for number, event in enumerate(events):
+        event.seq = number + 1
+        event.time = f"2026-01-01T{hours:02}:{minutes:02}:{seconds + number:02}+00:00"
+    return events
 
 
 def _chaos(folder: Path, *arguments: str) -> str:
