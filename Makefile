@@ -10,6 +10,8 @@ MODEL ?= script:demo
 MESSAGE ?= Write down what you are asked in notes.md and check the file with a command.
 DEMO_DATA ?= $(CURDIR)/.cache/demo
 TESTS ?= tests
+# Files of tests are shared out among so many processes, the longest ones first.
+WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); [ "$$n" -lt 4 ] && echo "$$n" || echo 4)
 CHAOS ?= faults
 
 # The certificates of the machine, where it has any, so that a proxy's own are known too.
@@ -39,7 +41,7 @@ demo: $(READY) $(if $(filter local%,$(MODEL)),local-model) ## Run an agent that 
 	@AGENT_RUNNER_DATA_DIR="$(DEMO_DATA)" $(BIN)/agent-runner run --model "$(MODEL)" "$(MESSAGE)"
 
 test: $(READY) ## Pass all tests (TESTS=path for some).
-	@$(BIN)/python -m pytest $(TESTS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 graphton: $(GRAPHTON_READY) ## Install the engine Graphton into .venv-graphton, an environment of its own.
 

@@ -31,6 +31,8 @@ PACKAGES = next(path for path in sys.path if path.endswith("site-packages"))
 
 @pytest.fixture
 async def sandbox(tmp_path: Path) -> AsyncIterator[Sandbox]:
+    if Path(PACKAGES).is_relative_to("/tmp"):
+        pytest.skip("the servers' packages are below /tmp, where a sandbox has its own files")
     provider = LocalProvider(tmp_path / "sandboxes", extra_ro_paths=[Path(sys.base_prefix), Path(PACKAGES)])
     if problem := await provider.check():
         pytest.skip(problem)
