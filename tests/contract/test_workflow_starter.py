@@ -16,7 +16,7 @@ from agent_runner.adapters.temporal.managed import ManagedTemporal
 from agent_runner.adapters.workflows.memory import MemoryWorkflowStarter
 from agent_runner.adapters.workflows.temporal import StarterSettings, TemporalWorkflowStarter
 from agent_runner.errors import WorkflowServiceUnavailableError
-from agent_runner.ports.workflows import TASK_QUEUE_MEMO, WorkflowStarter, workflow_id
+from agent_runner.ports.workflows import TASK_QUEUE_MEMO, SessionRemains, WorkflowStarter, workflow_id
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
 
 
@@ -139,3 +139,44 @@ async def test_the_argument_holds_ids_or_all_but_the_token(temporal_dir: Path, f
         assert b"acme" in payload.data
         assert TASK_QUEUE_MEMO in started.memo.fields
         assert started.memo.fields[TASK_QUEUE_MEMO].data == b'"agent_execution_runner"'
+
+
+async def test_an_execution_that_goes_on_gets_another_run(backend: Backend) -> None:
+    starter = backend.starter
+    await starter.start("aex-9", "ses-1", "agt-1", waiting_caller=False)
+    await starter.start("aex-9", "ses-1", "agt-1", waiting_caller=False, again=True)  # it runs: nothing
+    assert await starter.terminate("aex-9", "enough")
+    assert not await starter.running("aex-9")
+
+    await starter.start("aex-9", "ses-1", "agt-1", waiting_caller=False, again=True)
+
+    assert await starter.running("aex-9")
+    await starter.terminate("aex-9", "enough")
+
+
+async def test_what_is_left_of_a_session_is_handed_on_once(backend: Backend) -> None:
+    remains = SessionRemains("ses-10", "thread-ses-10")
+    await asyncio.gather(*(backend.starter.clean_up(remains) for _ in range(3)))
+    with pytest.raises(WorkflowServiceUnavailableError):
+        await backend.away.clean_up(remains)
+
+
+async def test_stores_that_share_a_namespace_see_their_own_workflows(temporal_dir: Path) -> None:
+    async with ManagedTemporal(temporal_dir) as temporal:
+        connection = TemporalConnection.managed(temporal.address)
+        ours, theirs, nobodys = [
+            TemporalWorkflowStarter(connection, StarterSettings(owner=owner)) for owner in ("us", "them", "")
+        ]
+        for name, starter in (("aex-ours", ours), ("aex-theirs", theirs), ("aex-nobodys", nobodys)):
+            await starter.start(name, "ses-1", "agt-1", waiting_caller=False)
+
+        async with asyncio.timeout(20):  # lists of workflows are a little late
+            while [name async for name in ours.unended()] != ["aex-ours"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        assert [name async for name in nobodys.unended()] == []
+        await ours.terminate("aex-ours", "enough")
+        async with asyncio.timeout(20):
+            while [name async for name in ours.unended()]:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        for name, starter in (("aex-theirs", theirs), ("aex-nobodys", nobodys)):
+            await starter.terminate(name, "enough")

@@ -25,6 +25,7 @@ from agent_runner.adapters.workflows.temporal import StarterSettings  # noqa: E4
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution  # noqa: E402
 
 ANSWER = "turns: [{steps: [the answer]}]"
+TOOLS = "turns: [{steps: [{text: wait, calls: [{name: execute, args: {command: sleep 1}}]}, done]}]"
 FAILS = "turns: [{steps: [{text: I try, fail: {kind: no_key, after_tokens: 1}}]}]"
 SLOW = "turns: [{steps: [{text: '" + "word " * 500 + "', delay_ms: 20, chunk_tokens: 1}]}]"
 
@@ -63,6 +64,15 @@ async def retried(world: Stack) -> AgentExecution:
     return created
 
 
+async def paused(world: Stack) -> AgentExecution:
+    """The run that ends by a pause; resuming makes another one."""
+    await world.run_worker()
+    created = await world.create(await world.agent(TOOLS))
+    await world.seen(created, "sleep 1")
+    await world.server.services.executions.pause(created.metadata.id)
+    return created
+
+
 async def waiting_caller(world: Stack) -> AgentExecution:
     await world.run_worker()
     return await world.create(await world.agent(ANSWER), token=b"nobody's")
@@ -81,6 +91,7 @@ CASES: dict[str, Callable[[Stack], Awaitable[AgentExecution]]] = {
         cancelled,
         cancelled_before_it_ran,
         retried,
+        paused,
         waiting_caller,
         waiting_caller_of_a_failure,
     )
@@ -92,7 +103,8 @@ async def record(name: str) -> None:
         settings = StarterSettings(full_argument=name == "full_argument")
         async with stack(Path(directory), settings) as world:
             created = await CASES[name](world)
-            await world.ended(created)
+            if name != "paused":
+                await world.ended(created)
             async with asyncio.timeout(20):
                 while await world.server.services.workflows.running(created.metadata.id):  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
@@ -104,6 +116,7 @@ async def record(name: str) -> None:
 def _scrubbed(text: str) -> str:
     """Nothing of the machine it was recorded on."""
     text = re.sub(r'"(identity|stackTrace)": ?"(?:[^"\\]|\\.)*"', r'"\1": "worker"', text)
+    text = re.sub(rf"\d+@{re.escape(platform.node())}", "worker@host", text)
     return text.replace(f"{platform.node()}:", "worker:")
 
 

@@ -28,7 +28,7 @@ async def test_a_recorded_history_replays(name: str) -> None:
 
 
 def test_there_is_a_history_for_each_way_an_execution_goes() -> None:
-    expected = {"completed", "failed", "cancelled", "retried", "waiting_caller", "full_argument"}
+    expected = {"completed", "failed", "cancelled", "retried", "paused", "waiting_caller", "full_argument"}
     assert expected <= HISTORIES.keys()
 
 
