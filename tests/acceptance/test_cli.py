@@ -28,6 +28,8 @@ turns:
       - text: "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
         delay_ms: 200
 """
+# Goes on until somebody ends it, however slow the machine is.
+ENDLESS = SLOW.replace("fifteen", "fifteen " + "and so on " * 2000)
 VARIABLES = """\
 turns:
   - steps:
@@ -261,7 +263,7 @@ def test_two_stacks_started_at_once_are_one(home: Home) -> None:
 
 
 def test_a_second_ctrl_c_cancels_for_good_and_keeps_what_was_said(up: Home) -> None:
-    screen = up.terminal("run", "hello", "--model", up.script(SLOW))
+    screen = up.terminal("run", "hello", "--model", up.script(ENDLESS))
     screen.read_until("one two three")
     screen.press_ctrl_c()
     screen.read_until("Detaching")
@@ -273,7 +275,7 @@ def test_a_second_ctrl_c_cancels_for_good_and_keeps_what_was_said(up: Home) -> N
 
 
 def test_a_busy_session_queues_or_refuses_or_lets_go(up: Home) -> None:
-    first = up.start("run", "hello", "--model", up.script(SLOW))
+    first = up.start("run", "hello", "--model", up.script(ENDLESS))
     session = re.search(r"session (ses-\w+)", read_until(first, "IN_PROGRESS"))
     assert session is not None
     rest = ("--session", session[1], "--model", "script:echo")
@@ -347,7 +349,7 @@ def test_variables_reach_the_sandbox_and_secrets_are_masked_everywhere(up: Home)
 
 
 def test_a_run_is_cancelled_from_another_terminal(up: Home) -> None:
-    running = up.start("run", "hello", "--model", up.script(SLOW))
+    running = up.start("run", "hello", "--model", up.script(ENDLESS))
     id = re.search(r"execution (aex-\w+)", read_until(running, "IN_PROGRESS"))
     assert id is not None
     up.ok("cancel", id[1], "--reason", "enough")

@@ -196,9 +196,10 @@ async def test_a_worker_that_dies_again_and_again_ends_as_failed(tmp_path: Path)
 
 
 async def test_an_attempt_that_takes_too_long_ends_as_failed(tmp_path: Path) -> None:
-    async with stack(tmp_path, StarterSettings(execution_timeout=timedelta(seconds=2))) as world:
+    # Long enough to begin to speak on a busy machine, much too short to end.
+    async with stack(tmp_path, StarterSettings(execution_timeout=timedelta(seconds=5))) as world:
         await world.run_worker()
-        created = await world.create(await world.agent(TALK))
+        created = await world.create(await world.agent(TALK.replace("word ", "word " * 20)))
 
         status = (await world.ended(created)).status
 
@@ -212,7 +213,7 @@ async def test_one_fault_after_another_loses_nothing_and_repeats_nothing(world: 
     call = "{name: execute, args: {command: 'echo %d >> effects; sleep 0.2'}}"
     steps = "\n".join(f"      - {step % (n, call % n)}" for n in range(12))
     agent = await world.agent(f"turns:\n  - steps:\n{steps}\n      - done\n")
-    workers = [await world.spawn_worker() for _ in range(2)]
+    workers = await asyncio.gather(world.spawn_worker(), world.spawn_worker())
     created = [await world.create(agent) for _ in range(6)]
     ends = [asyncio.create_task(world.ended(execution)) for execution in created]
     for fault in ("kill", "control plane", "temporal", "term", "kill"):
