@@ -23,6 +23,7 @@ EXPECTED = {
     "phase": "EXECUTION_COMPLETED",
     "error": "",
     "messages": [
+        ("Rome tomorrow?", []),
         ("I ask for the weather and have it converted.", ["task", "task"]),
         ("Now I count the words of my answer.", ["execute", "to_celsius"]),
         ("Rome has 10 degrees and rain tomorrow: pack a coat.", []),
@@ -101,7 +102,7 @@ async def test_the_example_gives_this_status_on_either_engine(tmp_path: Path) ->
 
 def test_the_engine_that_is_not_here_is_refused_in_words(tmp_path: Path) -> None:
     other = "deepagents" if ENGINE == "graphton" else "graphton"
-    with home_with_stack(tmp_path, AGENT_RUNNER_ENGINE=ENGINE) as home:
+    with home_with_stack(tmp_path, AGENT_RUNNER_ENGINE=ENGINE, AGENT_RUNNER_MODEL="script:demo") as home:
         doctor = home.run("doctor")
         home.env["AGENT_RUNNER_ENGINE"] = other
         refused = home.run("doctor", code=1)
