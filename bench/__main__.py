@@ -16,8 +16,10 @@ import psutil
 
 from bench import measures
 from bench.agents import building
+from bench.masking import masking
 from bench.measures import QUICK, Plan, Row
 from bench.product import Processes, one_process
+from bench.sandbox import commands_and_files
 from bench.skills import skills
 
 OnStack = Callable[[Processes, Path, Plan], Awaitable[list[Row]]]
@@ -37,6 +39,8 @@ ALONE: dict[str, Callable[[Path, Plan], Awaitable[list[Row]]]] = {
     "store": measures.stores,
     "crash": lambda folder, _: measures.crash(folder),
     "agents": building,
+    "sandbox": commands_and_files,
+    "masking": masking,
 }
 
 

@@ -20,11 +20,12 @@ MODES = ("messages", "updates", "tasks", "custom")
 
 @dataclass(frozen=True, slots=True)
 class BareTurn:
-    """Seconds of one turn of the bare loop, and until its first text."""
+    """Seconds of one turn of the bare loop, until its first text, and of CPU."""
 
     seconds: float
     first_event: float
     items: int
+    cpu: float
 
 
 async def bare_turn(script: Path) -> BareTurn:
@@ -36,7 +37,7 @@ async def bare_turn(script: Path) -> BareTurn:
     graph = create_deep_agent(
         model=model.chat, system_prompt="Do what the script says.", middleware=[TodoListMiddleware()]
     )
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     first, items = 0.0, 0
     stream = graph.astream(
         {"messages": [{"role": "user", "content": "go"}]},
@@ -48,7 +49,7 @@ async def bare_turn(script: Path) -> BareTurn:
         items += 1
         if mode == "messages" and not first:
             first = time.perf_counter() - began
-    return BareTurn(time.perf_counter() - began, first, items)
+    return BareTurn(time.perf_counter() - began, first, items, time.process_time() - cpu)
 
 
 @workflow.defn(name="bench/no-op", sandboxed=False)
