@@ -12,6 +12,7 @@ import structlog
 from agent_runner.adapters.agents.tool_calls import report_progress
 from agent_runner.adapters.checkpoints.sqlite import SqliteCheckpoints
 from agent_runner.adapters.controlplane.environments import GrpcEnvironmentResolver
+from agent_runner.adapters.controlplane.file_tasks import GrpcFileTasks
 from agent_runner.adapters.controlplane.resources import GrpcResourceReader
 from agent_runner.adapters.mcp.connector import McpSessions
 from agent_runner.adapters.models.resolver import DefaultModelResolver
@@ -102,6 +103,7 @@ async def parts(
                 mcp=mcp,
                 checkpoints=checkpoints,
                 keep_checkpoints=settings.checkpoints_kept,
+                file_tasks=GrpcFileTasks(channel),
                 secrets=secrets or LiveSecrets(),
             )
     finally:

@@ -23,6 +23,7 @@ from agent_runner.client.executions import Executions
 from agent_runner.client.kinds import AGENT, kind_named
 from agent_runner.client.resources import Resources
 from agent_runner.client.skills import Skills
+from agent_runner.client.workspaces import Workspaces
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class AgentRunner:
         self.executions = Executions(self._channel, self.org)
         self.resources = Resources(self._channel, self.org)
         self.skills = Skills(self._channel, self.org)
+        self.workspaces = Workspaces(self._channel)
 
     async def __aenter__(self) -> AgentRunner:
         return self

@@ -195,6 +195,15 @@ class Channel:
             raise from_rpc(error, self.address) from error
         return answer
 
+    def converse(self, method: str, response: type[M]) -> grpc.aio.StreamStreamCall[Any, M]:
+        """Open a call in both directions; the caller reads, writes and cancels it.
+
+        gRPC's own errors come out of it: `agent_runner.client.errors.from_rpc` turns them into ours.
+        """
+        make = self._method(method, self._channel.stream_stream, response)
+        call: grpc.aio.StreamStreamCall[Any, M] = make(metadata=self._metadata)
+        return call
+
     def _method(self, name: str, make: Callable[..., Any], response: type[Message]) -> Callable[..., Any]:
         if name not in self._methods:
             self._methods[name] = make(

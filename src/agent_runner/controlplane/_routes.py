@@ -17,6 +17,7 @@ from agent_runner.controlplane.server_info import ServerController
 from agent_runner.controlplane.sessions import SessionController
 from agent_runner.controlplane.skills import SkillController
 from agent_runner.controlplane.variables import VariableController
+from agent_runner.controlplane.workspaces import WorkspaceController
 from agent_runner.services.container import Services
 from agent_runner.v1 import (
     execution_service_pb2,
@@ -24,6 +25,7 @@ from agent_runner.v1 import (
     runner_service_pb2,
     server_service_pb2,
     skill_service_pb2,
+    workspace_service_pb2,
 )
 from ai.stigmer.agentic.agent.v1 import command_pb2 as agent_command
 from ai.stigmer.agentic.agent.v1 import query_pb2 as agent_query
@@ -125,6 +127,9 @@ class Routes:
             {"GetArtifact": skills.stream_artifact},
         )
         self.handlers.append(skills.push_handler())
+        files = WorkspaceController(services.workspaces)
+        self._add((workspace_service_pb2,), {"ListFiles": files.list}, {"DownloadFile": files.download})
+        self.handlers.extend(files.handlers())
         self._add((resource_service_pb2,), {"ListResources": ResourceController(services).list_resources})
         self._add(
             (server_service_pb2,),

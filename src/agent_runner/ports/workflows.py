@@ -24,6 +24,8 @@ COMPLETE_EXTERNAL_ACTIVITY = "stigmer/system/complete-external-activity"
 # Ours alone.
 CLEANUP_WORKFLOW_TYPE = "agent-runner/session/cleanup"
 FORGET_THREAD = "agent-runner/forget-thread"
+FILES_WORKFLOW_TYPE = "agent-runner/session/files"
+SERVE_FILES = "agent-runner/serve-files"
 OWNER_MEMO = "agentRunnerOwner"
 """Memo of the workflow: which store its execution is in, since several may share a namespace."""
 
@@ -129,6 +131,16 @@ class WorkflowStarter(Protocol):
 
         Raises:
             WorkflowServiceUnavailableError: nobody was asked.
+        """
+        ...
+
+    async def ask_for_files(self, task_id: str) -> None:
+        """Have a runner come to the control plane for a task with a session's files; returns at once.
+
+        Nothing comes of it when no runner is free within the next seconds.
+
+        Raises:
+            WorkflowServiceUnavailableError: no runner was asked.
         """
         ...
 

@@ -16,6 +16,7 @@ from agent_runner.domain.mcp_servers import plan_servers, unknown_servers
 from agent_runner.errors import AgentRunnerError, LimitReachedError
 from agent_runner.ports.agents import AgentFactory, AgentSession, AgentSpecification, Checkpoints, Turn
 from agent_runner.ports.environments import EnvironmentResolver
+from agent_runner.ports.file_tasks import FileTasks
 from agent_runner.ports.mcp import McpConnector, McpTools
 from agent_runner.ports.models import Model, ModelResolver
 from agent_runner.ports.resource_readers import ResourceReader
@@ -51,6 +52,7 @@ class Parts:
         mcp: None on a worker that opens no MCP servers.
         checkpoints: what `agents` remember by; None on a worker that never removes any of it.
         keep_checkpoints: how many of a thread stay after a turn; 0 keeps all.
+        file_tasks: where people ask for files of sessions; None on a worker that does not serve them.
         secrets: learns what this process must keep out of its logs.
     """
 
@@ -64,6 +66,7 @@ class Parts:
     mcp: McpConnector | None = None
     checkpoints: Checkpoints | None = None
     keep_checkpoints: int = 0
+    file_tasks: FileTasks | None = None
     secrets: LiveSecrets = field(default_factory=LiveSecrets)
 
 

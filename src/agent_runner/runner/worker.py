@@ -14,11 +14,12 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from agent_runner.ports.workflows import RUNNER_TASK_QUEUE, WORKFLOW_TASK_QUEUE
 from agent_runner.runner.activities.executions import EndingActivities, ExecutionEnds
+from agent_runner.runner.activities.files import FileActivities
 from agent_runner.runner.activities.graphton import ExecutionActivities
 from agent_runner.runner.activities.sandboxes import SandboxActivities
 from agent_runner.runner.activities.threads import ThreadActivities, ensure_thread
 from agent_runner.runner.attempts import Parts
-from agent_runner.runner.workflows import CleanUpSession, InvokeAgentExecution
+from agent_runner.runner.workflows import CleanUpSession, InvokeAgentExecution, ServeFiles
 
 log = structlog.get_logger(__name__)
 
@@ -91,7 +92,7 @@ class ControlPlaneWorker(_Served):
             client,
             task_queue=task_queue,
             build_id=_BUILD_ID,
-            workflows=[InvokeAgentExecution, CleanUpSession],
+            workflows=[InvokeAgentExecution, CleanUpSession, ServeFiles],
             activities=[ensure_thread, activities.update_status, activities.complete],
             # The import contract keeps the workflow pure; the sandbox would cost two thirds on top.
             workflow_runner=UnsandboxedWorkflowRunner(),
@@ -114,6 +115,7 @@ class RunnerWorker(_Served):
                 ExecutionActivities(parts).execute,
                 SandboxActivities(parts.sandboxes).cleanup,
                 ThreadActivities(parts.checkpoints).forget,
+                FileActivities(parts.sandboxes, parts.file_tasks).serve,
             ],
             max_concurrent_activities=chosen.concurrency,
             max_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,

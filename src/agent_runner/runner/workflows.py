@@ -25,8 +25,10 @@ with workflow.unsafe.imports_passed_through():
         EXECUTION_CANCELLED,
         EXECUTION_FAILED,
         EXECUTION_PAUSED,
+        FILES_WORKFLOW_TYPE,
         FORGET_THREAD,
         RUNNER_TASK_QUEUE,
+        SERVE_FILES,
         TASK_QUEUE_MEMO,
         UPDATE_EXECUTION_STATUS,
         WORKFLOW_TYPE,
@@ -50,6 +52,7 @@ _STORE_RETRIES = RetryPolicy(
 # Long back-offs become timers, so that the workflow's task is not kept open for them.
 _LOCAL_RETRIES_WITHIN = timedelta(seconds=3)
 _STORE_PATIENCE = timedelta(hours=24)
+_WAITED_FOR_FILES = timedelta(seconds=10)
 
 
 @workflow.defn(name=WORKFLOW_TYPE)
@@ -159,6 +162,28 @@ class CleanUpSession:
             heartbeat_timeout=timedelta(seconds=15),
             retry_policy=_STORE_RETRIES,
         )
+
+
+@workflow.defn(name=FILES_WORKFLOW_TYPE)
+class ServeFiles:
+    """Has a runner come to the control plane for a task with files, where somebody waits, but not for long."""
+
+    @workflow.run
+    async def run(self, task_id: str) -> None:
+        try:
+            await workflow.execute_activity(
+                SERVE_FILES,
+                task_id,
+                task_queue=workflow.memo_value(TASK_QUEUE_MEMO, RUNNER_TASK_QUEUE, type_hint=str),
+                schedule_to_start_timeout=_WAITED_FOR_FILES,
+                start_to_close_timeout=timedelta(hours=12),
+                heartbeat_timeout=timedelta(seconds=15),
+                # The second one is for a runner that lost its connection before it was told the task.
+                retry_policy=RetryPolicy(initial_interval=timedelta(milliseconds=200), maximum_attempts=2),
+            )
+        except ActivityError as error:
+            # Whoever waits has noticed, and is told by the control plane.
+            workflow.logger.info("files were not served: %s", error.cause)
 
 
 def _is_paused(error: BaseException) -> bool:

@@ -34,6 +34,7 @@ from agent_runner.services.sessions import SessionService
 from agent_runner.services.skills import SkillService
 from agent_runner.services.turns import SessionTurns
 from agent_runner.services.watching import WatchService
+from agent_runner.services.workspaces import WorkspaceService
 from ai.stigmer.agentic.environment.v1.api_pb2 import Environment
 from ai.stigmer.agentic.executioncontext.v1.api_pb2 import ExecutionContext
 
@@ -66,6 +67,7 @@ class Services:
     keys: KeyRotation
     retention: Retention
     metrics: MetricService
+    workspaces: WorkspaceService
 
     @property
     def by_kind(self) -> Mapping[int, ResourceService[Any]]:
@@ -172,4 +174,5 @@ def build_services(
         keys=KeyRotation(store, sealing),
         retention=Retention(store, log, sessions=sessions, watches=watches, clock=clock, counters=counters),
         metrics=MetricService(store, watches, counters),
+        workspaces=WorkspaceService(sessions, workflows),
     )

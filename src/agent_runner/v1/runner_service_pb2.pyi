@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from agent_runner.v1 import events_pb2 as _events_pb2
+from agent_runner.v1 import workspace_service_pb2 as _workspace_service_pb2
 from ai.stigmer.agentic.agentexecution.v1 import api_pb2 as _api_pb2
 from ai.stigmer.agentic.mcpserver.v1 import spec_pb2 as _spec_pb2
 from collections import abc as _abc
@@ -352,3 +353,141 @@ class ReferencedMcpServer(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReferencedMcpServer: _TypeAlias = ReferencedMcpServer  # noqa: Y015
+
+@_typing.final
+class ServeFilesRequest(_message.Message):
+    """What a runner says about a task with files: the id first, then the outcome."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    LISTING_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """Which task it comes for."""
+    chunk: _builtins.bytes
+    """A piece of the file that is read, at most 1 MiB."""
+    @_builtins.property
+    def listing(self) -> _workspace_service_pb2.ListFilesResponse:
+        """The page that was asked for; ends the task."""
+
+    @_builtins.property
+    def done(self) -> Global___FilesDone:
+        """The file was read or written to its end."""
+
+    @_builtins.property
+    def failure(self) -> Global___FilesFailure:
+        """The task could not be done."""
+
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        listing: _workspace_service_pb2.ListFilesResponse | None = ...,
+        chunk: _builtins.bytes = ...,
+        done: Global___FilesDone | None = ...,
+        failure: Global___FilesFailure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "done", b"done", "failure", b"failure", "listing", b"listing", "part", b"part", "task_id", b"task_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "done", b"done", "failure", b"failure", "listing", b"listing", "part", b"part", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["task_id", "listing", "chunk", "done", "failure"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___ServeFilesRequest: _TypeAlias = ServeFilesRequest  # noqa: Y015
+
+@_typing.final
+class ServeFilesResponse(_message.Message):
+    """What a runner is told about a task with files: the task first, then the bytes of a file to write."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIST_FIELD_NUMBER: _builtins.int
+    DOWNLOAD_FIELD_NUMBER: _builtins.int
+    UPLOAD_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    """A piece of the file to write, at most 1 MiB."""
+    @_builtins.property
+    def list(self) -> _workspace_service_pb2.ListFilesRequest: ...
+    @_builtins.property
+    def download(self) -> _workspace_service_pb2.DownloadFileRequest: ...
+    @_builtins.property
+    def upload(self) -> _workspace_service_pb2.UploadFileHeader: ...
+    @_builtins.property
+    def done(self) -> Global___FilesDone:
+        """The file to write is complete. A call that ends without it was broken off: nothing is written."""
+
+    def __init__(
+        self,
+        *,
+        list: _workspace_service_pb2.ListFilesRequest | None = ...,
+        download: _workspace_service_pb2.DownloadFileRequest | None = ...,
+        upload: _workspace_service_pb2.UploadFileHeader | None = ...,
+        chunk: _builtins.bytes = ...,
+        done: Global___FilesDone | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "done", b"done", "download", b"download", "list", b"list", "part", b"part", "upload", b"upload"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "done", b"done", "download", b"download", "list", b"list", "part", b"part", "upload", b"upload"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["list", "download", "upload", "chunk", "done"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___ServeFilesResponse: _TypeAlias = ServeFilesResponse  # noqa: Y015
+
+@_typing.final
+class FilesDone(_message.Message):
+    """The end of a file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    size_bytes: _builtins.int
+    """Of the whole file."""
+    def __init__(
+        self,
+        *,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FilesDone: _TypeAlias = FilesDone  # noqa: Y015
+
+@_typing.final
+class FilesFailure(_message.Message):
+    """Why a task with files could not be done."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Name of the error, as the reason in `google.rpc.ErrorInfo`: `NotFound`, `InvalidRequest`,
+    `FailedPrecondition`; any other counts as `Unavailable`.
+    """
+    text: _builtins.str
+    """What is wrong and what to do, for people."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FilesFailure: _TypeAlias = FilesFailure  # noqa: Y015

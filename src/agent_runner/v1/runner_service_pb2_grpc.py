@@ -50,6 +50,11 @@ class RunnerServiceStub:
                 request_serializer=agent__runner_dot_v1_dot_runner__service__pb2.ResolveEnvironmentRequest.SerializeToString,
                 response_deserializer=agent__runner_dot_v1_dot_runner__service__pb2.ResolveEnvironmentResponse.FromString,
                 _registered_method=True)
+        self.ServeFiles = channel.stream_stream(
+                '/agent_runner.v1.RunnerService/ServeFiles',
+                request_serializer=agent__runner_dot_v1_dot_runner__service__pb2.ServeFilesRequest.SerializeToString,
+                response_deserializer=agent__runner_dot_v1_dot_runner__service__pb2.ServeFilesResponse.FromString,
+                _registered_method=True)
 
 
 class RunnerServiceServicer:
@@ -84,6 +89,16 @@ class RunnerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ServeFiles(self, request_iterator, context):
+        """Does what somebody waits for with the files of a session. The runner opens the call with the id its
+        activity was given, is told the task, and sends the outcome; the bytes of files pass in both
+        directions without being kept in between. The control plane ends the call when it has what it needs,
+        or when nobody waits any more. NOT_FOUND: nobody waits for that id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RunnerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -101,6 +116,11 @@ def add_RunnerServiceServicer_to_server(servicer, server):
                     servicer.ResolveEnvironment,
                     request_deserializer=agent__runner_dot_v1_dot_runner__service__pb2.ResolveEnvironmentRequest.FromString,
                     response_serializer=agent__runner_dot_v1_dot_runner__service__pb2.ResolveEnvironmentResponse.SerializeToString,
+            ),
+            'ServeFiles': grpc.stream_stream_rpc_method_handler(
+                    servicer.ServeFiles,
+                    request_deserializer=agent__runner_dot_v1_dot_runner__service__pb2.ServeFilesRequest.FromString,
+                    response_serializer=agent__runner_dot_v1_dot_runner__service__pb2.ServeFilesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -185,6 +205,33 @@ class RunnerService:
             '/agent_runner.v1.RunnerService/ResolveEnvironment',
             agent__runner_dot_v1_dot_runner__service__pb2.ResolveEnvironmentRequest.SerializeToString,
             agent__runner_dot_v1_dot_runner__service__pb2.ResolveEnvironmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ServeFiles(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/agent_runner.v1.RunnerService/ServeFiles',
+            agent__runner_dot_v1_dot_runner__service__pb2.ServeFilesRequest.SerializeToString,
+            agent__runner_dot_v1_dot_runner__service__pb2.ServeFilesResponse.FromString,
             options,
             channel_credentials,
             insecure,

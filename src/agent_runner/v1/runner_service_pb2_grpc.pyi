@@ -49,6 +49,12 @@ class RunnerServiceStub:
     cannot be decrypted. NOT_FOUND: a reference leads nowhere. INVALID_ARGUMENT: an environment is of
     another organization.
     """
+    ServeFiles: _grpc.StreamStreamMultiCallable[_runner_service_pb2.ServeFilesRequest, _runner_service_pb2.ServeFilesResponse]
+    """Does what somebody waits for with the files of a session. The runner opens the call with the id its
+    activity was given, is told the task, and sends the outcome; the bytes of files pass in both
+    directions without being kept in between. The control plane ends the call when it has what it needs,
+    or when nobody waits any more. NOT_FOUND: nobody waits for that id.
+    """
 
 @_typing.type_check_only
 class RunnerServiceAsyncStub(RunnerServiceStub):
@@ -70,6 +76,12 @@ class RunnerServiceAsyncStub(RunnerServiceStub):
     same. ABORTED: a newer attempt holds the execution. FAILED_PRECONDITION: it has ended, or a secret
     cannot be decrypted. NOT_FOUND: a reference leads nowhere. INVALID_ARGUMENT: an environment is of
     another organization.
+    """
+    ServeFiles: _aio.StreamStreamMultiCallable[_runner_service_pb2.ServeFilesRequest, _runner_service_pb2.ServeFilesResponse]  # type: ignore[assignment]
+    """Does what somebody waits for with the files of a session. The runner opens the call with the id its
+    activity was given, is told the task, and sends the outcome; the bytes of files pass in both
+    directions without being kept in between. The control plane ends the call when it has what it needs,
+    or when nobody waits any more. NOT_FOUND: nobody waits for that id.
     """
 
 class RunnerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -107,6 +119,18 @@ class RunnerServiceServicer(metaclass=_abc_1.ABCMeta):
         same. ABORTED: a newer attempt holds the execution. FAILED_PRECONDITION: it has ended, or a secret
         cannot be decrypted. NOT_FOUND: a reference leads nowhere. INVALID_ARGUMENT: an environment is of
         another organization.
+        """
+
+    @_abc_1.abstractmethod
+    def ServeFiles(
+        self,
+        request_iterator: _MaybeAsyncIterator[_runner_service_pb2.ServeFilesRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_runner_service_pb2.ServeFilesResponse], _abc.AsyncIterator[_runner_service_pb2.ServeFilesResponse]]:
+        """Does what somebody waits for with the files of a session. The runner opens the call with the id its
+        activity was given, is told the task, and sends the outcome; the bytes of files pass in both
+        directions without being kept in between. The control plane ends the call when it has what it needs,
+        or when nobody waits any more. NOT_FOUND: nobody waits for that id.
         """
 
 def add_RunnerServiceServicer_to_server(servicer: RunnerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

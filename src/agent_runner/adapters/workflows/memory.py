@@ -19,6 +19,7 @@ class MemoryWorkflowStarter:
         cancelled: those asked to stop, in order.
         told: ended ones whose callers were told later.
         cleaned: what was left of deleted sessions.
+        file_tasks: tasks with files that runners were asked to come for.
     """
 
     def __init__(self) -> None:
@@ -28,6 +29,7 @@ class MemoryWorkflowStarter:
         self.cancelled: list[str] = []
         self.told: list[str] = []
         self.cleaned: list[SessionRemains] = []
+        self.file_tasks: list[str] = []
         self._running: set[str] = set()
 
     async def start(
@@ -77,6 +79,10 @@ class MemoryWorkflowStarter:
     async def clean_up(self, remains: SessionRemains) -> None:
         self._ensure_available()
         self.cleaned.append(remains)
+
+    async def ask_for_files(self, task_id: str) -> None:
+        self._ensure_available()
+        self.file_tasks.append(task_id)
 
     async def reachable(self) -> bool:
         return self.available

@@ -17,6 +17,7 @@ from agent_runner.adapters.temporal.connection import TemporalConnection
 from agent_runner.errors import WorkflowServiceUnavailableError
 from agent_runner.ports.workflows import (
     CLEANUP_WORKFLOW_TYPE,
+    FILES_WORKFLOW_TYPE,
     OWNER_MEMO,
     RUNNER_TASK_QUEUE,
     TASK_QUEUE_MEMO,
@@ -139,6 +140,19 @@ class TemporalWorkflowStarter:
                 task_queue=self._settings.workflow_task_queue,
                 memo=self._memo(),
                 id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                rpc_timeout=_PATIENCE,
+            )
+
+    async def ask_for_files(self, task_id: str) -> None:
+        async with self._calling():
+            client = await self._connection.client()
+            await client.start_workflow(
+                FILES_WORKFLOW_TYPE,
+                task_id,
+                id=f"{FILES_WORKFLOW_TYPE}/{task_id}",
+                task_queue=self._settings.workflow_task_queue,
+                memo=self._memo(),
+                request_eager_start=True,
                 rpc_timeout=_PATIENCE,
             )
 

@@ -1,0 +1,129 @@
+"""`agent_runner.v1.WorkspaceService`, and the runners' side of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from datetime import timedelta
+from typing import Any, Final
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from agent_runner.controlplane._calls import Context, guarded
+from agent_runner.controlplane._rpc import Deliver
+from agent_runner.errors import InvalidRequestError, SlowWatcherError, UnavailableError
+from agent_runner.services.validation import validate
+from agent_runner.services.workspaces import WorkspaceService
+from agent_runner.v1 import runner_service_pb2, workspace_service_pb2
+from agent_runner.v1.runner_service_pb2 import ServeFilesRequest, ServeFilesResponse
+from agent_runner.v1.workspace_service_pb2 import (
+    DownloadFileRequest,
+    DownloadFileResponse,
+    ListFilesRequest,
+    ListFilesResponse,
+    UploadFileHeader,
+    UploadFileRequest,
+    UploadFileResponse,
+)
+
+_SERVICE: Final = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"].full_name
+_RUNNERS: Final = runner_service_pb2.DESCRIPTOR.services_by_name["RunnerService"].full_name
+_LONGEST_PAUSE: Final = timedelta(seconds=60)
+"""Between two pieces of an upload."""
+
+
+class WorkspaceController:
+    """Files of sessions."""
+
+    def __init__(self, workspaces: WorkspaceService) -> None:
+        self._workspaces = workspaces
+
+    async def list(self, request: ListFilesRequest) -> ListFilesResponse:
+        validate(request)
+        return await self._workspaces.list(request)
+
+    async def download(self, request: DownloadFileRequest, deliver: Deliver) -> None:
+        validate(request)
+        async with aclosing(self._workspaces.download(request)) as chunks:  # type: ignore[type-var]
+            async for chunk in chunks:
+                try:
+                    await deliver(DownloadFileResponse(chunk=chunk).SerializeToString(), 0)
+                except SlowWatcherError:
+                    raise UnavailableError("The download paused for too long. Begin again.") from None
+
+    async def upload(self, requests: AsyncIterator[bytes]) -> UploadFileResponse:
+        parts = _parts(requests)
+        header = await anext(parts, None)
+        if not isinstance(header, UploadFileHeader):
+            raise InvalidRequestError.of("header", "must come first")
+        return UploadFileResponse(size_bytes=await self._workspaces.upload(header, _chunks(parts)))
+
+    def handlers(self) -> Sequence[grpc.GenericRpcHandler]:
+        """The handlers of the methods that take streams."""
+
+        async def upload(requests: AsyncIterator[bytes], _context: Context) -> bytes:
+            return (await self.upload(requests)).SerializeToString()
+
+        async def serve(_requests: AsyncIterator[bytes], context: Context) -> None:
+            await self._workspaces.serve(_Line(context))
+
+        uploading: Any = guarded(f"/{_SERVICE}/UploadFile", upload)  # type: ignore[arg-type]
+        serving: Any = guarded(f"/{_RUNNERS}/ServeFiles", serve)  # type: ignore[arg-type]
+        taken: grpc.RpcMethodHandler[Any, Any] = grpc.stream_unary_rpc_method_handler(uploading)
+        both: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(serving)
+        return [
+            grpc.method_handlers_generic_handler(_SERVICE, {"UploadFile": taken}),
+            grpc.method_handlers_generic_handler(_RUNNERS, {"ServeFiles": both}),
+        ]
+
+
+class _Line:
+    """A runner's call."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def receive(self) -> ServeFilesRequest | None:
+        try:
+            raw: Any = await self._context.read()
+        except grpc.aio.UsageError:  # the call has ended
+            return None
+        return None if raw is grpc.aio.EOF else _parsed(ServeFilesRequest, raw)
+
+    async def send(self, part: ServeFilesResponse) -> None:
+        try:
+            await self._context.write(part.SerializeToString())
+        except grpc.aio.UsageError:
+            raise UnavailableError("The runner has gone.") from None
+
+
+async def _parts(requests: AsyncIterator[bytes]) -> AsyncIterator[UploadFileHeader | bytes]:
+    while True:
+        try:
+            async with asyncio.timeout(_LONGEST_PAUSE.total_seconds()):
+                request = await anext(requests, None)
+        except TimeoutError:
+            raise UnavailableError("The upload paused for too long. Begin again.") from None
+        if request is None:
+            return
+        message = _parsed(UploadFileRequest, request)
+        yield message.header if message.HasField("header") else message.chunk
+
+
+async def _chunks(parts: AsyncIterator[UploadFileHeader | bytes]) -> AsyncIterator[bytes]:
+    async for part in parts:
+        if isinstance(part, UploadFileHeader):
+            raise InvalidRequestError.of("header", "must come once")
+        yield part
+
+
+def _parsed(kind: Any, raw: bytes) -> Any:
+    try:
+        message = kind.FromString(raw)
+    except DecodeError:
+        name = kind.DESCRIPTOR.full_name
+        raise InvalidRequestError.of("request", f"is not a {name} in protobuf's binary format") from None
+    validate(message)
+    return message
