@@ -16,9 +16,9 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from agent_runner.adapters.agents.answers import ArgumentWatch
 from agent_runner.adapters.agents.deepagents.graphs import Graph, GraphPool, Seats, key_of
-from agent_runner.adapters.agents.deepagents.session import DeepAgentSession
 from agent_runner.adapters.agents.limits import LimitCounter
 from agent_runner.adapters.agents.model_calls import ModelCalls, RetryPolicy
+from agent_runner.adapters.agents.session import DeepAgentSession
 from agent_runner.adapters.agents.tool_calls import ToolCalls, report_output
 from agent_runner.adapters.agents.tracing import trace_without_threads
 from agent_runner.adapters.sandbox.deepagents_backend import SandboxBackend

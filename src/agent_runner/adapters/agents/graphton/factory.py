@@ -15,12 +15,12 @@ from typing import Any
 from deepagents.middleware.subagents import GENERAL_PURPOSE_SUBAGENT
 
 from agent_runner.adapters.agents.answers import ArgumentWatch
-from agent_runner.adapters.agents.deepagents.session import DeepAgentSession
 from agent_runner.adapters.agents.graphton import patches
 from agent_runner.adapters.agents.graphton.port import GraphtonPort
 from agent_runner.adapters.agents.graphton.tools import GraphtonTools
 from agent_runner.adapters.agents.limits import LimitCounter
 from agent_runner.adapters.agents.model_calls import ModelCalls, RetryPolicy
+from agent_runner.adapters.agents.session import DeepAgentSession
 from agent_runner.adapters.agents.tool_calls import ToolCalls
 from agent_runner.adapters.agents.tracing import trace_without_threads
 from agent_runner.ports.agents import AgentSession, AgentSpecification, Checkpoints, ToolJournal

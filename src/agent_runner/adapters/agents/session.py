@@ -1,4 +1,4 @@
-"""One deep agent and one turn of it: fresh, or gone on with from its checkpoint."""
+"""One LangGraph agent and one turn of it: fresh, or gone on with from its checkpoint. For either engine."""
 
 from __future__ import annotations
 
