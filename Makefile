@@ -22,7 +22,7 @@ UV := $(BIN)/uv $(UV_CERTS)
 .PHONY: help setup demo test lint format protos docs bench chaos lock clean graphton test-graphton local-model
 
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## Install everything into .venv, from hash-pinned locks.
 

@@ -77,6 +77,7 @@ _TOO_LONG_WORDS = (
     "context length",
     "context_length",
     "context window",
+    "available context size",  # llama.cpp
     "prompt is too long",
     "too many tokens",
 )

@@ -35,6 +35,7 @@ class ProviderError(Exception):
         (ProviderError("insufficient_quota", 429), Trouble.NO_CREDIT),
         (ProviderError("Your credit balance is too low", 400), Trouble.NO_CREDIT),
         (ProviderError("maximum context length is 8", 400), Trouble.TOO_LONG),
+        (ProviderError("request (9 tokens) exceeds the available context size (8)", 400), Trouble.TOO_LONG),
         (ProviderError("x", 500), Trouble.AWAY),
         (ProviderError("x", 529), Trouble.AWAY),
         (ProviderError("overloaded_error"), Trouble.BUSY),
