@@ -1,6 +1,7 @@
 """A container engine of the tests' own: Podman or Docker from the system's packages, started once a run.
 
-Nothing is fetched: the image is the root skeleton of local sandboxes, with the host's `/usr` shown in it.
+Nothing is fetched: the image is the root skeleton of local sandboxes, with the host's `/usr` shown in it;
+or, for whom cannot show it directories of the host, with the host's programs copied into it.
 `AGENT_RUNNER_TEST_ENGINE=docker` prefers Docker where both are installed.
 """
 
@@ -11,6 +12,7 @@ import functools
 import http.client
 import io
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,6 +20,7 @@ import subprocess
 import tarfile
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -25,6 +28,23 @@ import pytest
 from agent_runner.adapters.sandbox.local.skeleton import build_skeleton
 
 IMAGE = "agent-runner-test:latest"
+WHOLE_IMAGE = "agent-runner-test-whole:latest"
+PROGRAMS = (
+    "base64", "bash", "cat", "chmod", "chown", "cp", "dirname", "env", "find", "grep", "head", "id", "kill",
+    "ln", "ls", "mkdir", "mktemp", "mv", "python3", "rm", "sed", "sh", "sleep", "sort", "stat", "tail", "tar",
+    "timeout", "touch", "true", "wc",
+)  # fmt: skip
+"""What is in `WHOLE_IMAGE`, with Python's library but for these parts."""
+LEFT_OUT = {
+    "dist-packages",
+    "ensurepip",
+    "idlelib",
+    "lib2to3",
+    "site-packages",
+    "test",
+    "tkinter",
+    "turtledemo",
+}
 
 PODMAN_CONFIGURATION = """\
 [containers]
@@ -122,11 +142,44 @@ def _request(path: Path, method: str, url: str, body: bytes = b"") -> tuple[int,
         connection.close()
 
 
-def _import_image(path: Path, directory: Path) -> None:
+@functools.cache
+def whole_image() -> str:
+    """An image that needs nothing of the host, brought to the engine; skips the test where none can be."""
+    socket_path = Path(engine_url().removeprefix("unix://"))
+    _import_image(socket_path, socket_path.parent, WHOLE_IMAGE, sorted(_programs()))
+    return WHOLE_IMAGE
+
+
+def _programs() -> set[str]:
+    """Files of the host: `PROGRAMS`, Python's library, and the libraries they load."""
+    programs = [found for name in PROGRAMS if (found := shutil.which(name, path="/usr/bin:/bin"))]
+    ask = [*_python(), "import sysconfig; print(sysconfig.get_path('stdlib'))"]
+    library = Path(subprocess.run(ask, check=True, capture_output=True, text=True).stdout.strip())
+    modules = [
+        str(path)
+        for path in library.rglob("*")
+        if path.is_file() and path.suffix != ".a" and not LEFT_OUT & set(path.relative_to(library).parts)
+    ]
+    extensions = [path for path in modules if path.endswith(".so")]
+    linked = subprocess.run(["ldd", *programs, *extensions], check=False, capture_output=True, text=True)
+    found: set[str] = set(modules)
+    for path in [*programs, *re.findall(r"(/\S+\.so\S*) \(0x", linked.stdout)]:
+        # Both a link and what it leads to, below the directories' real names.
+        found |= {f"{Path(path).parent.resolve()}/{Path(path).name}", str(Path(path).resolve())}
+    return found
+
+
+def _python() -> list[str]:
+    return [shutil.which("python3", path="/usr/bin:/bin") or "python3", "-I", "-S", "-c"]
+
+
+def _import_image(path: Path, directory: Path, image: str = IMAGE, files: Sequence[str] = ()) -> None:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         archive.add(build_skeleton(directory).path, arcname=".")
-    name, tag = IMAGE.split(":")
+        for file in files:
+            archive.add(file, arcname=file.lstrip("/"))
+    name, tag = image.split(":")
     status, answer = _request(
         path, "POST", f"/v1.40/images/create?fromSrc=-&repo={name}&tag={tag}", buffer.getvalue()
     )

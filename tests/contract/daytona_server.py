@@ -86,6 +86,11 @@ class DaytonaServer:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._runner.cleanup()
 
+    @property
+    def count(self) -> int:
+        """How many sandboxes there are."""
+        return len(self._sandboxes)
+
     def lose(self, name: str) -> None:
         """Make a sandbox vanish as if somebody else had deleted it."""
         del self._sandboxes[self._by_name(name).data["id"]]
