@@ -101,6 +101,12 @@ async def pieces(count: int, piece: bytes) -> AsyncIterator[bytes]:
         yield piece
 
 
+async def nothing_pending(world: World) -> None:
+    async with asyncio.timeout(15):
+        while world.service.open or await world.pending():  # noqa: ASYNC110 - Temporal tells nobody
+            await asyncio.sleep(0.05)
+
+
 async def test_a_directory_is_listed_with_what_the_agent_left(world: World) -> None:
     files = {f.path: f async for f in world.client.workspaces.files(world.session_id)}
 
@@ -182,11 +188,12 @@ async def test_links_of_the_agent_lead_to_nothing_of_the_host(world: World, path
 
 
 async def test_a_link_of_the_agent_is_replaced_rather_than_followed_out(world: World) -> None:
-    before = Path("/etc/passwd").read_bytes()
+    host = Path("/etc/passwd")
+    before = await asyncio.to_thread(host.read_bytes)
 
     assert await world.client.workspaces.upload(world.session_id, "planted", pieces(1, b"mine")) == 4
 
-    assert Path("/etc/passwd").read_bytes() == before
+    assert await asyncio.to_thread(host.read_bytes) == before
     assert await whole(world, "planted") == b"mine"
 
 
@@ -213,12 +220,10 @@ async def test_an_upload_that_breaks_off_writes_nothing(world: World) -> None:
         yield bytes(1 << 20)
         raise ConnectionError
 
-    with pytest.raises((ConnectionError, UnavailableError, asyncio.CancelledError)):
+    with pytest.raises(ConnectionError):
         await world.client.workspaces.upload(world.session_id, "half", broken())
 
-    async with asyncio.timeout(15):
-        while await world.pending():
-            await asyncio.sleep(0.05)
+    await nothing_pending(world)
     names = [f.path async for f in world.client.workspaces.files(world.session_id)]
     assert not [name for name in names if "half" in name]
 
@@ -230,9 +235,7 @@ async def test_a_client_that_goes_away_leaves_nothing_pending(world: World) -> N
         assert await anext(chunks)
         assert world.service.open == 1
 
-    async with asyncio.timeout(15):
-        while world.service.open or await world.pending():
-            await asyncio.sleep(0.05)
+    await nothing_pending(world)
 
 
 async def test_without_a_runner_it_is_said_clearly(idle: World) -> None:

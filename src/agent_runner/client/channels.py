@@ -66,6 +66,9 @@ _OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.service_config", _SERVICE_CONFIG),
 )
 
+READY = ("agent-runner-upload", "ready")
+"""In the headers of an answer: the rest of an upload may come."""
+
 M = TypeVar("M", bound=Message)
 
 
@@ -181,16 +184,31 @@ class Channel:
             call.cancel()
 
     async def upload(
-        self, method: str, requests: AsyncIterator[Message], response: type[M], *, timeout: timedelta
+        self,
+        method: str,
+        requests: AsyncIterator[Message],
+        response: type[M],
+        *,
+        timeout: timedelta,
+        ask_first: bool = False,
     ) -> M:
         """Send each request and wait for the one answer; it may come before all were sent.
+
+        Args:
+            ask_first: send nothing after the first request until the server's headers have READY.
+                Then what `requests` raises passes unchanged.
 
         Raises:
             AgentRunnerError: see `agent_runner.client.errors`.
         """
-        call = self._method(method, self._channel.stream_unary, response)
+        make = self._method(method, self._channel.stream_unary, response)
         try:
-            answer: M = await call(requests, timeout=timeout.total_seconds(), metadata=self._metadata)
+            if ask_first:
+                call = make(timeout=timeout.total_seconds(), metadata=self._metadata)
+                await _send_when_asked(call, requests)
+            else:
+                call = make(requests, timeout=timeout.total_seconds(), metadata=self._metadata)
+            answer: M = await call
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error, self.address) from error
         return answer
@@ -216,6 +234,23 @@ class Channel:
     async def aclose(self) -> None:
         """Close it; calls still open are cancelled."""
         await self._channel.close()
+
+
+async def _send_when_asked(call: Any, requests: AsyncIterator[Message]) -> None:
+    import asyncio
+
+    try:
+        await call.write(await anext(requests))
+        if READY not in ((key, value) for key, value in await call.initial_metadata()):
+            return  # it was refused: the answer says why
+        async for request in requests:
+            await call.write(request)
+        await call.done_writing()
+    except asyncio.InvalidStateError:
+        return  # it has answered already
+    except BaseException:
+        call.cancel()
+        raise
 
 
 def address_and_key(environ: Mapping[str, str]) -> tuple[str, str | None]:

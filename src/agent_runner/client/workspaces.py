@@ -90,5 +90,7 @@ class Workspaces:
                 yield UploadFileRequest(chunk=chunk)
 
         method = f"{_SERVICE}/UploadFile"
-        answer = await self._channel.upload(method, requests(), UploadFileResponse, timeout=_UPLOAD)
+        answer = await self._channel.upload(
+            method, requests(), UploadFileResponse, timeout=_UPLOAD, ask_first=True
+        )
         return answer.size_bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from datetime import timedelta
@@ -13,7 +14,12 @@ from google.protobuf.message import DecodeError
 
 from agent_runner.controlplane._calls import Context, guarded
 from agent_runner.controlplane._rpc import Deliver
-from agent_runner.errors import InvalidRequestError, SlowWatcherError, UnavailableError
+from agent_runner.errors import (
+    FailedPreconditionError,
+    InvalidRequestError,
+    SlowWatcherError,
+    UnavailableError,
+)
 from agent_runner.services.validation import validate
 from agent_runner.services.workspaces import WorkspaceService
 from agent_runner.v1 import runner_service_pb2, workspace_service_pb2
@@ -32,6 +38,9 @@ _SERVICE: Final = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceSe
 _RUNNERS: Final = runner_service_pb2.DESCRIPTOR.services_by_name["RunnerService"].full_name
 _LONGEST_PAUSE: Final = timedelta(seconds=60)
 """Between two pieces of an upload."""
+_READY: Final = ("agent-runner-upload", "ready")
+"""As in the API's comment: what the headers have once the path is found to be good."""
+_DRAIN: Final = timedelta(seconds=3)
 
 
 class WorkspaceController:
@@ -53,18 +62,27 @@ class WorkspaceController:
                 except SlowWatcherError:
                     raise UnavailableError("The download paused for too long. Begin again.") from None
 
-    async def upload(self, requests: AsyncIterator[bytes]) -> UploadFileResponse:
+    async def upload(self, requests: AsyncIterator[bytes], context: Context) -> UploadFileResponse:
         parts = _parts(requests)
         header = await anext(parts, None)
         if not isinstance(header, UploadFileHeader):
             raise InvalidRequestError.of("header", "must come first")
-        return UploadFileResponse(size_bytes=await self._workspaces.upload(header, _chunks(parts)))
+
+        async def ready() -> None:
+            await context.send_initial_metadata((_READY,))
+
+        try:
+            size = await self._workspaces.upload(header, _chunks(parts), ready)
+        except (FailedPreconditionError, UnavailableError):
+            await _drain(requests)
+            raise
+        return UploadFileResponse(size_bytes=size)
 
     def handlers(self) -> Sequence[grpc.GenericRpcHandler]:
         """The handlers of the methods that take streams."""
 
-        async def upload(requests: AsyncIterator[bytes], _context: Context) -> bytes:
-            return (await self.upload(requests)).SerializeToString()
+        async def upload(requests: AsyncIterator[bytes], context: Context) -> bytes:
+            return (await self.upload(requests, context)).SerializeToString()
 
         async def serve(_requests: AsyncIterator[bytes], context: Context) -> None:
             await self._workspaces.serve(_Line(context))
@@ -117,6 +135,14 @@ async def _chunks(parts: AsyncIterator[UploadFileHeader | bytes]) -> AsyncIterat
         if isinstance(part, UploadFileHeader):
             raise InvalidRequestError.of("header", "must come once")
         yield part
+
+
+async def _drain(requests: AsyncIterator[bytes]) -> None:
+    """Take what is on its way: a client whose write fails may not see why the call was ended."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DRAIN.total_seconds()):
+            async for _ in requests:
+                continue
 
 
 def _parsed(kind: Any, raw: bytes) -> Any:

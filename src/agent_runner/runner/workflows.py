@@ -166,7 +166,7 @@ class CleanUpSession:
 
 @workflow.defn(name=FILES_WORKFLOW_TYPE)
 class ServeFiles:
-    """Has a runner come to the control plane for a task with files, where somebody waits, but not for long."""
+    """Has a runner come to the control plane for a task with files, where somebody waits for a moment."""
 
     @workflow.run
     async def run(self, task_id: str) -> None:

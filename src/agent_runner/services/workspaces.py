@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -114,15 +114,22 @@ class WorkspaceService:
             while not (part := await _said(task)).HasField("done"):
                 yield part.chunk
 
-    async def upload(self, header: UploadFileHeader, chunks: AsyncIterator[bytes]) -> int:
-        """Write a file whole or not at all, and return its size; raises as `list` does, and what `chunks` does.
+    async def upload(
+        self, header: UploadFileHeader, chunks: AsyncIterator[bytes], on_ready: Callable[[], Awaitable[None]]
+    ) -> int:
+        """Write a file whole or not at all, and return its size; raises as `list` and `chunks` do.
+
+        Args:
+            on_ready: called when the path is found to be good, before the first chunk is asked for.
 
         Raises:
             FailedPreconditionError: there is no space left.
         """
         async with self._runner(header.session_id, ServeFilesResponse(upload=header)) as task:
+            await _said(task)
+            await on_ready()
             sending = asyncio.ensure_future(_send_all(task.line.result(), chunks))
-            # The runner may refuse before everything is sent.
+            # The runner may give up before everything is sent.
             answer = asyncio.ensure_future(_said(task, silence=None))
             try:
                 await asyncio.wait({sending, answer}, return_when=asyncio.FIRST_COMPLETED)

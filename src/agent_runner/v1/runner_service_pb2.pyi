@@ -365,6 +365,7 @@ class ServeFilesRequest(_message.Message):
     CHUNK_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    READY_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """Which task it comes for."""
     chunk: _builtins.bytes
@@ -381,6 +382,10 @@ class ServeFilesRequest(_message.Message):
     def failure(self) -> Global___FilesFailure:
         """The task could not be done."""
 
+    @_builtins.property
+    def ready(self) -> Global___FilesReady:
+        """The file to write is open: its bytes may come."""
+
     def __init__(
         self,
         *,
@@ -389,12 +394,13 @@ class ServeFilesRequest(_message.Message):
         chunk: _builtins.bytes = ...,
         done: Global___FilesDone | None = ...,
         failure: Global___FilesFailure | None = ...,
+        ready: Global___FilesReady | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "done", b"done", "failure", b"failure", "listing", b"listing", "part", b"part", "task_id", b"task_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "done", b"done", "failure", b"failure", "listing", b"listing", "part", b"part", "ready", b"ready", "task_id", b"task_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "done", b"done", "failure", b"failure", "listing", b"listing", "part", b"part", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "done", b"done", "failure", b"failure", "listing", b"listing", "part", b"part", "ready", b"ready", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["task_id", "listing", "chunk", "done", "failure"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["task_id", "listing", "chunk", "done", "failure", "ready"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
@@ -441,6 +447,23 @@ class ServeFilesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
 Global___ServeFilesResponse: _TypeAlias = ServeFilesResponse  # noqa: Y015
+
+@_typing.final
+class FilesReady(_message.Message):
+    """A file can be written."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FilesReady: _TypeAlias = FilesReady  # noqa: Y015
 
 @_typing.final
 class FilesDone(_message.Message):

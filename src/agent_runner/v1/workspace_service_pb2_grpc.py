@@ -86,7 +86,8 @@ class WorkspaceServiceServicer:
 
     def UploadFile(self, request_iterator, context):
         """Writes a file, whole or not at all, with the directories above it. An existing file is replaced.
-        FAILED_PRECONDITION: there is no space left.
+        FAILED_PRECONDITION: there is no space left. The server sends its headers, with `agent-runner-upload:
+        ready`, once the path is found to be good: who waits for them with the chunks sends none in vain.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -50,7 +50,8 @@ class WorkspaceServiceStub:
     """
     UploadFile: _grpc.StreamUnaryMultiCallable[_workspace_service_pb2.UploadFileRequest, _workspace_service_pb2.UploadFileResponse]
     """Writes a file, whole or not at all, with the directories above it. An existing file is replaced.
-    FAILED_PRECONDITION: there is no space left.
+    FAILED_PRECONDITION: there is no space left. The server sends its headers, with `agent-runner-upload:
+    ready`, once the path is found to be good: who waits for them with the chunks sends none in vain.
     """
 
 @_typing.type_check_only
@@ -75,7 +76,8 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     """
     UploadFile: _aio.StreamUnaryMultiCallable[_workspace_service_pb2.UploadFileRequest, _workspace_service_pb2.UploadFileResponse]  # type: ignore[assignment]
     """Writes a file, whole or not at all, with the directories above it. An existing file is replaced.
-    FAILED_PRECONDITION: there is no space left.
+    FAILED_PRECONDITION: there is no space left. The server sends its headers, with `agent-runner-upload:
+    ready`, once the path is found to be good: who waits for them with the chunks sends none in vain.
     """
 
 class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -115,7 +117,8 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_workspace_service_pb2.UploadFileResponse, _abc.Awaitable[_workspace_service_pb2.UploadFileResponse]]:
         """Writes a file, whole or not at all, with the directories above it. An existing file is replaced.
-        FAILED_PRECONDITION: there is no space left.
+        FAILED_PRECONDITION: there is no space left. The server sends its headers, with `agent-runner-upload:
+        ready`, once the path is found to be good: who waits for them with the chunks sends none in vain.
         """
 
 def add_WorkspaceServiceServicer_to_server(servicer: WorkspaceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -57,7 +57,7 @@ class GrpcFileTask:
 
     async def send(self, part: ServeFilesRequest) -> None:
         await self._line.send(part, _SILENCE)
-        if part.WhichOneof("part") != "chunk":
+        if part.WhichOneof("part") not in ("chunk", "ready"):
             await self._line.close(_SILENCE)
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -100,7 +100,6 @@ class _Line:
         try:
             async with asyncio.timeout(patience.total_seconds()):
                 await self._call.done_writing()
-                await self._call.wait_for_connection()
                 await self._call.code()
         except (asyncio.InvalidStateError, TimeoutError, grpc.aio.AioRpcError):
             # What was said cannot be said again.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import cast
 
@@ -21,7 +21,7 @@ from agent_runner.ports.sandboxes import FileEntry, SandboxProvider
 from agent_runner.runner.failures import retry_contract, short
 from agent_runner.runner.heartbeats import heartbeats
 from agent_runner.runner.payloads import SERVE_FILES
-from agent_runner.v1.runner_service_pb2 import FilesDone, FilesFailure, ServeFilesRequest
+from agent_runner.v1.runner_service_pb2 import FilesDone, FilesFailure, FilesReady, ServeFilesRequest
 from agent_runner.v1.workspace_service_pb2 import (
     DownloadFileRequest,
     ListFilesRequest,
@@ -101,7 +101,14 @@ class FileActivities:
         return size
 
     async def _write(self, request: UploadFileHeader, task: FileTask) -> int:
-        return await self._sandboxes.workspace(request.session_id).write(request.path, task.chunks())
+        return await self._sandboxes.workspace(request.session_id).write(request.path, _asked_for(task))
+
+
+async def _asked_for(task: FileTask) -> AsyncIterator[bytes]:
+    """The chunks of an upload. The first is asked for when the file is open, and then they may come."""
+    await task.send(ServeFilesRequest(ready=FilesReady()))
+    async for chunk in task.chunks():
+        yield chunk
 
 
 def page_of(entries: Sequence[FileEntry], after: str, most: int) -> ListFilesResponse:
