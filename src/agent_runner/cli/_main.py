@@ -25,6 +25,8 @@ COMMANDS: dict[str, str] = {
     "cancel": "watch",
     "pause": "watch",
     "resume": "watch",
+    "session": "files",
+    "cp": "files",
     "skill": "skills",
     "apply": "apply",
     "get": "get",
