@@ -41,6 +41,9 @@ _SILENCE: Final = timedelta(seconds=60)
 """How long an execution may be without workflow and news before it is taken for lost."""
 _MOST_STARTS: Final = 5
 """How often the reconciler starts the workflow of an execution that has none."""
+_LOOK: Final = 10
+"""How many that wait are looked at in one go, and how often: the first of them mostly is the one."""
+_MOST_LOOKS: Final = 50
 _CLOSING: Final = timedelta(seconds=5)
 """For the workflow of an execution that was just paused to close."""
 
@@ -180,17 +183,20 @@ class ExecutionRuns:
         Raises:
             UnavailableError: the new one could not be started. That others could not is logged.
         """
-        for record in await self._turns.waiting(session_id):
-            _record, status, _time = await self._watches.status(record.id)
-            if is_terminal(status.phase) or status.phase == EXECUTION_IN_PROGRESS:
-                continue  # the index lagged behind; looking has mended it
-            if await self._has_joined(record):
-                continue
-            if status.run.paused:
-                return 0  # it keeps its place, and those behind it wait
-            if not await self._turns.claim(session_id, record.id, self.has_ended):
-                return 0
-            return await self._start_next(record, new)
+        for _ in range(_MOST_LOOKS):
+            waiting = await self._turns.waiting(session_id, limit=_LOOK)
+            for record in waiting:
+                _record, status, _time = await self._watches.status(record.id)
+                if is_terminal(status.phase) or status.phase == EXECUTION_IN_PROGRESS:
+                    continue  # the index lagged behind; looking has mended it
+                if await self._has_joined(record):
+                    continue
+                # A paused one keeps its place, and those behind it wait.
+                if status.run.paused or not await self._turns.claim(session_id, record.id, self.has_ended):
+                    return 0
+                return await self._start_next(record, new)
+            if len(waiting) < _LOOK:
+                break
         return 0
 
     async def _start_next(self, record: ExecutionRecord, new: AgentExecution | None) -> int:

@@ -108,12 +108,13 @@ class ModelCalls(AgentMiddleware[Any, Any, Any]):
 
     def _joining(self, request: ModelRequest[Any]) -> list[AnyMessage]:
         """Messages for the agent itself that are not in its conversation yet."""
-        if "|" in str(get_config()["metadata"].get("langgraph_checkpoint_ns", "")):
-            return []  # a sub-agent
+        steering = self._steering()
+        if not steering or "|" in str(get_config()["metadata"].get("langgraph_checkpoint_ns", "")):
+            return []  # nobody steers, or a sub-agent asks
         # Not of the request alone, from which the engine may have left old messages out.
         there = {message.id for message in (*request.messages, *request.state.get("messages", ()))}
         joining: list[AnyMessage] = []
-        for given in self._steering():
+        for given in steering:
             message_id = human_id(given.execution_id)
             if message_id not in there and message_id not in self._joined:
                 self._joined.add(message_id)
