@@ -13,8 +13,12 @@ from aiohttp import web
 from contract.daytona_server import KEY, DaytonaServer, daytona_server, problem
 
 from agent_runner.adapters.sandbox.daytona import DaytonaProvider
+from agent_runner.adapters.sandbox.reaper import Reaper
+from agent_runner.bootstrap.data import DataDirectory
+from agent_runner.bootstrap.sandboxes import sandbox_provider
 from agent_runner.errors import SandboxRefusedError, SandboxUnavailableError
-from agent_runner.ports.sandboxes import SandboxSpec
+from agent_runner.ports.sandboxes import SandboxProvider, SandboxSpec
+from agent_runner.settings import Settings
 
 HASH = "c0de" * 16
 
@@ -33,6 +37,13 @@ async def provider(server: DaytonaServer) -> AsyncIterator[DaytonaProvider]:
     yield provider
     server.faults.clear()
     await provider.aclose()
+
+
+def _installed(directory: Path) -> SandboxProvider:
+    """The provider of a data directory, as the program makes it."""
+    data = DataDirectory(directory)
+    data.prepare()
+    return sandbox_provider(Settings(sandbox="daytona"), data)
 
 
 class TestSessions:
@@ -92,6 +103,23 @@ class TestSessions:
         assert await provider.sessions() == names
         assert await other.sessions() == ["ses-theirs"]
         await other.aclose()
+
+    async def test_the_reaper_of_one_installation_leaves_alone_what_another_made(
+        self, server: DaytonaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("DAYTONA_API_KEY", KEY)
+        monkeypatch.setenv("DAYTONA_API_URL", server.api_url)
+        ours, ours_again, theirs = (_installed(tmp_path / name) for name in ("ours", "ours", "theirs"))
+        await ours.ensure(SandboxSpec("ses-ours"))
+        await theirs.ensure(SandboxSpec("ses-theirs"))
+
+        async def live() -> list[str]:
+            return []
+
+        assert await Reaper(ours_again, live).run_once() == ["ses-ours"]
+        assert await theirs.sessions() == ["ses-theirs"]
+        for provider in (ours, ours_again, theirs):
+            await provider.aclose()
 
     async def test_a_skill_altered_by_an_agent_with_sudo_is_put_right(
         self, provider: DaytonaProvider, tmp_path: Path

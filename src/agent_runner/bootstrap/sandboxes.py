@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import socket
+import tempfile
 from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 
 from agent_runner.adapters.sandbox.leases import Leases
@@ -58,9 +60,9 @@ def _bare(kind: str, settings: Settings, data: DataDirectory) -> SandboxProvider
         # Imported here: the other kinds do without it.
         from agent_runner.adapters.sandbox.docker import DockerProvider
 
-        return DockerProvider(image=_image(settings))
+        return DockerProvider(image=_image(settings), owner=_installation(data))
     if kind == "daytona":
-        return _daytona()
+        return _daytona(data)
     if kind == "auto":
         return _auto(settings, data)
     raise SettingsError(f"sandbox={kind} is no kind of sandbox. Choose {' or '.join(KINDS)}.")
@@ -77,7 +79,9 @@ def _auto(settings: Settings, data: DataDirectory) -> SandboxProvider:
 
     local = _local(settings, data)
     # What goes to the container installs packages above all, and those come over a network.
-    isolated = DockerProvider(image=_image(settings), network="bridge", shared=local.directories)
+    isolated = DockerProvider(
+        image=_image(settings), network="bridge", shared=local.directories, owner=_installation(data)
+    )
     return AutoProvider(local, isolated)
 
 
@@ -87,7 +91,7 @@ def _image(settings: Settings) -> str:
     return DEFAULT_IMAGE if settings.sandbox_image == _NAME_OF_OLD else settings.sandbox_image
 
 
-def _daytona() -> SandboxProvider:
+def _daytona(data: DataDirectory) -> SandboxProvider:
     from agent_runner.adapters.sandbox.daytona import DEFAULT_API_URL, DaytonaProvider
 
     # The names Daytona's own tools and Stigmer's documents use.
@@ -96,7 +100,24 @@ def _daytona() -> SandboxProvider:
         api_url=os.environ.get("DAYTONA_API_URL", DEFAULT_API_URL),
         target=os.environ.get("DAYTONA_TARGET", "us"),
         snapshot=os.environ.get("DAYTONA_DEV_TOOLS_SNAPSHOT_ID", ""),
+        owner=_installation(data),
     )
+
+
+def _installation(data: DataDirectory) -> str:
+    """What marks the sandboxes of this data directory where it shares an engine or an account with others.
+
+    Without it, one installation's reaper would remove what another one's sessions work in.
+    """
+    path = data.sandboxes / "installation"
+    if not path.exists() and data.sandboxes.is_dir():
+        # Linked into place whole: of two processes that start at once, both read the one that came first.
+        with tempfile.NamedTemporaryFile("w", dir=data.sandboxes) as made:
+            made.write(secrets.token_hex(8))
+            made.flush()
+            with suppress(FileExistsError):
+                os.link(made.name, path)
+    return path.read_text().strip() if path.exists() else ""
 
 
 @asynccontextmanager
