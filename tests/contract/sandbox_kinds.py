@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Any, ClassVar
 
 from contract.container_engine import IMAGE, engine_url
 from contract.daytona_server import KEY, daytona_server
@@ -35,9 +36,22 @@ async def unconfined(root: Path) -> AsyncIterator[SandboxProvider]:
         await provider.aclose()
 
 
+class KnownEngineProvider(DockerProvider):
+    """Asks the engine what it is once a run: Podman searches the system's packages for each answer."""
+
+    _known: ClassVar[dict[str, Any]] = {}
+
+    async def _request(self, method: str, path: str, **options: Any) -> Any:
+        if path != "version":
+            return await super()._request(method, path, **options)
+        if path not in self._known:
+            self._known[path] = await super()._request(method, path, **options)
+        return self._known[path]
+
+
 @asynccontextmanager
 async def docker(root: Path) -> AsyncIterator[SandboxProvider]:
-    provider = DockerProvider(image=IMAGE, url=engine_url(), auto_pull=False, extra_ro_paths=["/usr"])
+    provider = KnownEngineProvider(image=IMAGE, url=engine_url(), auto_pull=False, extra_ro_paths=["/usr"])
     try:
         yield provider
     finally:

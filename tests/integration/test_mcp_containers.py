@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from contract.container_engine import IMAGE, _request, engine_url
+from contract.sandbox_kinds import KnownEngineProvider
 from integration.test_mcp import LIAR, call, opened, raw, text
 
-from agent_runner.adapters.sandbox.docker import DockerProvider
 from agent_runner.domain.mcp_servers import Container, McpServerPlan, Program
 from agent_runner.ports.sandboxes import Sandbox, SandboxSpec
 
@@ -24,7 +24,7 @@ SERVER = SERVER.replace("import json, sys", "import json, os, sys\nENV = ' '.joi
 
 @pytest.fixture
 async def sandbox(tmp_path: Path) -> AsyncIterator[Sandbox]:
-    provider = DockerProvider(image=IMAGE, url=engine_url(), auto_pull=False, extra_ro_paths=["/usr"])
+    provider = KnownEngineProvider(image=IMAGE, url=engine_url(), auto_pull=False, extra_ro_paths=["/usr"])
     yield await provider.ensure(SandboxSpec("ses-mcp", env={"SESSION_SECRET": "not for servers"}))
     await provider.delete("ses-mcp")
     await provider.aclose()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from contract.container_engine import IMAGE, engine_url
+from contract.sandbox_kinds import KnownEngineProvider
 
 from agent_runner.adapters.sandbox.auto import AutoProvider
 from agent_runner.adapters.sandbox.docker import DockerProvider
@@ -22,7 +23,7 @@ from agent_runner.ports.sandboxes import SandboxSpec
 @pytest.fixture
 async def provider() -> AsyncIterator[DockerProvider]:
     owner = secrets.token_hex(4)
-    provider = DockerProvider(
+    provider = KnownEngineProvider(
         image=IMAGE, url=engine_url(), auto_pull=False, extra_ro_paths=["/usr"], owner=owner
     )
     yield provider
@@ -114,7 +115,7 @@ class TestAuto:
     @pytest.fixture
     async def auto(self, tmp_path: Path) -> AsyncIterator[AutoProvider]:
         local = LocalProvider(tmp_path / "sandboxes")
-        isolated = DockerProvider(
+        isolated = KnownEngineProvider(
             image=IMAGE,
             url=engine_url(),
             auto_pull=False,
