@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import atexit
 import json
 import os
 import platform
@@ -92,8 +93,10 @@ def main() -> None:
     if arguments.json:
         machine = {"cores": psutil.cpu_count(), "load": load, "python": platform.python_version()}
         print(json.dumps({"machine": machine, "rows": [row.as_dict() for row in rows]}))
+    # This process has opened a Temporal client, which can abort in the interpreter's exit. What was to be
+    # cleaned up then still is, such as a container engine.
+    atexit._run_exitfuncs()
     sys.stdout.flush()
-    # This process has opened a Temporal client, which can abort in the interpreter's exit.
     os._exit(0)
 
 
