@@ -21,7 +21,7 @@ from agent_runner.adapters.sandbox.leases import Leases
 from agent_runner.adapters.sandbox.lifecycle import ManagedProvider
 from agent_runner.adapters.sandbox.local import LocalProvider
 from agent_runner.adapters.sandbox.reaper import Reaper
-from agent_runner.errors import SandboxUnavailableError, UnavailableError
+from agent_runner.errors import NotFoundError, SandboxUnavailableError, UnavailableError
 from agent_runner.ports.sandboxes import Sandbox, SandboxSpec
 
 
@@ -129,6 +129,29 @@ class TestIdle:
         assert result.stdout == b"done\n"
         assert "ses-idle" not in provider.running
         assert (await idle.exec("echo again")).stdout == b"again\n"
+        await provider.aclose()
+
+    async def test_looking_at_files_is_use_and_ends_as_such(
+        self, local: LocalProvider, leases: Leases
+    ) -> None:
+        provider = ManagedProvider(local, leases, owner="worker", idle_after=timedelta(0))
+        sandbox = await provider.ensure(SandboxSpec("ses-1"))
+        await sandbox.exec("echo here > file")
+        await provider.stop("ses-1")
+        with pytest.raises(NotFoundError):
+            provider.workspace("ses-none")
+
+        workspace = provider.workspace("ses-1")
+        async for chunk in workspace.read("file"):
+            assert chunk == b"here\n"
+            assert list(provider.running) == ["ses-1"]
+            assert await provider.stop_idle() == []
+
+        assert await workspace.write("new", content(b"more")) == 4
+        assert [entry.path for entry in await workspace.list()] == ["/workspace/file", "/workspace/new"]
+        await provider.stop_idle()
+        assert not provider.running
+        assert (await sandbox.exec("cat new")).stdout == b"more"
         await provider.aclose()
 
     async def test_a_command_under_which_its_sandbox_is_deleted_says_so(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import cast
 
 import structlog
 
@@ -16,6 +17,7 @@ from agent_runner.errors import SandboxUnavailableError
 from agent_runner.ports.processes import KeepsContainers, KeepsProcesses, SandboxProcess
 from agent_runner.ports.sandboxes import (
     ExecResult,
+    FileEntry,
     FileProblem,
     OnOutput,
     Sandbox,
@@ -83,8 +85,6 @@ class ManagedProvider:
         return self._inner.kind
 
     async def ensure(self, spec: SandboxSpec) -> Sandbox:
-        if self._keeper is None:
-            self._keeper = asyncio.ensure_future(self._keep())
         made: list[Sandbox] = []
 
         async def start() -> None:
@@ -108,7 +108,7 @@ class ManagedProvider:
         return await self._inner.sessions()
 
     def workspace(self, session_id: str) -> Workspace:
-        return self._inner.workspace(session_id)
+        return _ManagedWorkspace(self, SandboxSpec(session_id), self._inner.workspace(session_id))
 
     async def sweep(self) -> None:
         await self._inner.sweep()
@@ -132,6 +132,8 @@ class ManagedProvider:
     @asynccontextmanager
     async def using(self, spec: SandboxSpec, start: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
         """Hold the session's sandbox for one operation; `start` is called if it does not run."""
+        if self._keeper is None:
+            self._keeper = asyncio.ensure_future(self._keep())
         entry = await self._running_entry(spec, start)
         try:
             await self._leases.touch(self.kind, spec.session_id, self._owner, LEASE)
@@ -275,6 +277,34 @@ class ManagedSandbox:
 
         async with self._provider.using(self._spec, start):
             yield self._inner
+
+
+class _ManagedWorkspace:
+    """`Workspace` which counts as use of the sandbox, so that one started for it is stopped in the end."""
+
+    def __init__(self, provider: ManagedProvider, spec: SandboxSpec, inner: Workspace) -> None:
+        self._provider = provider
+        self._spec = spec
+        self._inner = inner
+
+    async def list(self, path: str = "/workspace") -> Sequence[FileEntry]:
+        async with self._provider.using(self._spec, self._start):
+            return await self._inner.list(path)
+
+    async def read(self, path: str, *, chunk_size: int = 1 << 20) -> AsyncIterator[bytes]:
+        async with self._provider.using(self._spec, self._start):
+            chunks = cast("AsyncGenerator[bytes]", self._inner.read(path, chunk_size=chunk_size))
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    yield chunk
+
+    async def write(self, path: str, chunks: AsyncIterator[bytes]) -> int:
+        async with self._provider.using(self._spec, self._start):
+            return await self._inner.write(path, chunks)
+
+    async def _start(self) -> None:
+        # Any use wakes the sandbox; this one fails where there is none.
+        await self._inner.list("/tmp")  # noqa: S108 - the sandbox's own
 
 
 class _KeepsProcesses(ManagedSandbox):
