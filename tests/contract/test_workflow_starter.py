@@ -161,6 +161,12 @@ async def test_what_is_left_of_a_session_is_handed_on_once(backend: Backend) -> 
         await backend.away.clean_up(remains)
 
 
+async def test_a_runner_is_asked_for_files_and_nobody_is_when_the_service_is_away(backend: Backend) -> None:
+    await backend.starter.ask_for_files("task-1")
+    with pytest.raises(WorkflowServiceUnavailableError):
+        await backend.away.ask_for_files("task-2")
+
+
 async def test_stores_that_share_a_namespace_see_their_own_workflows(temporal_dir: Path) -> None:
     async with ManagedTemporal(temporal_dir) as temporal:
         connection = TemporalConnection.managed(temporal.address)

@@ -64,6 +64,9 @@ class MemoryWorkflows:
         self._check()
         self.cleaned.append(remains)
 
+    async def ask_for_files(self, task_id: str) -> None:
+        self._check()
+
     async def reachable(self) -> bool:
         return not self.away
 
