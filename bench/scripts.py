@@ -8,7 +8,7 @@ from pathlib import Path
 
 def _todos(number: int) -> list[dict[str, str]]:
     """Another list each time: an agent that repeats itself would be stopped."""
-    return [{"content": f"Do thing {number}", "status": "in_progress"}]
+    return [{"content": f"{number}", "status": "pending"}]
 
 
 def turn_script(folder: Path, *, rounds: int, tokens: int, delay_ms: float) -> Path:
