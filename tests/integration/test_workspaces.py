@@ -8,16 +8,14 @@ import os
 import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from integration.fakes.runner_stack import Stack, parts, stack
 
-from agent_runner.adapters.controlplane.file_tasks import GrpcFileTasks
 from agent_runner.client import AgentRunner
-from agent_runner.client.channels import Channel
 from agent_runner.controlplane.server import ControlPlane
 from agent_runner.errors import InvalidRequestError, NotFoundError, UnavailableError
 from agent_runner.runner.worker import RunnerWorker
@@ -55,10 +53,8 @@ class World:
         return self.stack.server.services.workspaces
 
     async def run_worker(self, held: AsyncExitStack) -> RunnerWorker:
-        channel = Channel(self.address)
-        held.push_async_callback(channel.aclose)
         made = await held.enter_async_context(parts(self.address, self.stack.directory))
-        worker = RunnerWorker(self.stack.client, replace(made, file_tasks=GrpcFileTasks(channel)))
+        worker = RunnerWorker(self.stack.client, made)
         await held.enter_async_context(worker)
         return worker
 
@@ -101,8 +97,8 @@ async def pieces(count: int, piece: bytes) -> AsyncIterator[bytes]:
         yield piece
 
 
-async def nothing_pending(world: World) -> None:
-    async with asyncio.timeout(15):
+async def nothing_pending(world: World, within: float = 15) -> None:
+    async with asyncio.timeout(within):
         while world.service.open or await world.pending():  # noqa: ASYNC110 - Temporal tells nobody
             await asyncio.sleep(0.05)
 
@@ -147,8 +143,6 @@ async def test_what_is_uploaded_is_there_for_the_next_command(world: World) -> N
     )
 
     assert size == 40 * len(piece)
-    agent_of = await world.stack.server.services.sessions.get(world.session_id)
-    assert agent_of
     execution = await world.client.start("look", session=world.session_id)
     ended = await world.stack.ended(execution)
     assert ended.status.phase == EXECUTION_COMPLETED, ended.status.error
@@ -261,3 +255,18 @@ async def test_a_runner_that_stops_on_the_way_is_told(world: World) -> None:
     assert stopping is not None
     await stopping
     assert world.service.open == 0
+
+
+async def test_a_runner_that_is_killed_on_the_way_is_told_and_leaves_nothing_pending(world: World) -> None:
+    await world.client.workspaces.upload(world.session_id, "fifty", pieces(200, bytes(256 << 10)))
+    await world.workers[0].stop()
+    process = await world.stack.spawn_worker(world.address)
+
+    with pytest.raises(UnavailableError, match="went away"):
+        async for _ in world.client.workspaces.download(world.session_id, "fifty"):
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+    assert world.service.open == 0
+    await nothing_pending(world, within=40)  # its heartbeats must be missed first

@@ -20,6 +20,7 @@ from temporalio.client import Client, WorkflowHandle
 
 from agent_runner.adapters.agents.deepagents import DeepAgentsFactory
 from agent_runner.adapters.checkpoints.sqlite import SqliteCheckpoints
+from agent_runner.adapters.controlplane.file_tasks import GrpcFileTasks
 from agent_runner.adapters.controlplane.resources import GrpcResourceReader
 from agent_runner.adapters.models.resolver import DefaultModelResolver
 from agent_runner.adapters.sandbox.local import LocalProvider
@@ -53,6 +54,7 @@ async def parts(server: str, directory: Path) -> AsyncIterator[Parts]:
             agents=DeepAgentsFactory(checkpoints),
             checkpoints=checkpoints,
             keep_checkpoints=3,
+            file_tasks=GrpcFileTasks(channel),
         )
     finally:
         await sandboxes.aclose()
@@ -124,13 +126,13 @@ class Stack:
         await self._held.enter_async_context(worker)
         return worker
 
-    async def spawn_worker(self) -> asyncio.subprocess.Process:
-        """A runner in a process of its own, polling when this returns."""
+    async def spawn_worker(self, server: str = "") -> asyncio.subprocess.Process:
+        """A runner in a process of its own, polling when this returns. `server`: else this stack's own."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             str(Path(__file__)),
             self.temporal.address,
-            self.server.address,
+            server or self.server.address,
             str(self.directory),
             stdout=asyncio.subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
