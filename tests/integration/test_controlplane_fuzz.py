@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from agent_runner.controlplane.server import ControlPlane
 from agent_runner.controlplane.server_info import ServerController
 from agent_runner.domain.kinds import API_VERSION, KINDS
 from agent_runner.services._batches import varint
+from agent_runner.services.container import Services
 from agent_runner.v1.events_pb2 import ExecutionEvent, ToolCallStarted
 from agent_runner.v1.runner_service_pb2 import AppendEventsRequest, StartAttemptRequest
 from ai.stigmer.agentic.agent.v1.io_pb2 import AgentId
@@ -150,7 +151,7 @@ def methods_of(world: World) -> list[MethodDescriptor]:
 async def call(channel: grpc.aio.Channel, method: MethodDescriptor, request: bytes) -> grpc.StatusCode:
     name = f"/{method.containing_service.full_name}/{method.name}"
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):  # deleting a session gives its runs five seconds to end
             if not method.server_streaming:
                 unary: Any = channel.unary_unary(name)
                 await unary(request)
@@ -166,12 +167,23 @@ async def call(channel: grpc.aio.Channel, method: MethodDescriptor, request: byt
             return grpc.StatusCode.OK
     except grpc.aio.AioRpcError as error:
         return error.code()
+    except TimeoutError:
+        raise AssertionError(f"{method.full_name} does not answer {request!r}") from None
+
+
+@asynccontextmanager
+async def serving(services: Services) -> AsyncIterator[str]:
+    """The address of a server, stopped whatever the test says: gRPC must not end on a later one's loop."""
+    server = ControlPlane(services, address="127.0.0.1:0", api_key=None, version="1")
+    try:
+        yield f"127.0.0.1:{await server.start()}"
+    finally:
+        await server.stop(0)
 
 
 async def test_no_message_brings_the_server_down(world: World) -> None:
     services = world.process()
-    server = ControlPlane(services, address="127.0.0.1:0", api_key=None, version="1")
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{await server.start()}") as channel:
+    async with serving(services) as address, grpc.aio.insecure_channel(address) as channel:
         helper = await services.agents.create(agent())
         run = await services.executions.create(execution(agent_id=helper.metadata.id))
         known = (
@@ -199,14 +211,12 @@ async def test_no_message_brings_the_server_down(world: World) -> None:
         again = await services.agents.create(agent("After all that"))
         assert await services.agents.get(AgentId(value=again.metadata.id).value) == again
         await services.runs.reconcile()
-    await server.stop(0)
 
 
 async def test_deep_structures_are_refused_and_wide_ones_taken(world: World) -> None:
 
     services = world.process()
-    server = ControlPlane(services, address="127.0.0.1:0", api_key=None, version="1")
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{await server.start()}") as channel:
+    async with serving(services) as address, grpc.aio.insecure_channel(address) as channel:
         helper = await services.agents.create(agent())
         run = await services.executions.create(execution(agent_id=helper.metadata.id))
         granted = await services.events.start_attempt(StartAttemptRequest(execution_id=run.metadata.id))
@@ -227,7 +237,6 @@ async def test_deep_structures_are_refused_and_wide_ones_taken(world: World) -> 
         deep = request(struct_pb2.Struct()) + _field(4, _field(15, _field(3, args)))
         assert await call(channel, method, request(wide)) is grpc.StatusCode.OK
         assert await call(channel, method, deep) is grpc.StatusCode.INVALID_ARGUMENT
-    await server.stop(0)
 
 
 def _field(number: int, content: bytes) -> bytes:

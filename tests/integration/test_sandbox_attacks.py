@@ -375,15 +375,16 @@ class TestLocalOnly:
         if not Groups(tmp_path, GroupLimits()).available:
             pytest.skip("no control groups of this machine can be used by this process")
         provider = LocalProvider(tmp_path, group_limits=GroupLimits(memory=100 << 20, processes=30, cpus=0.2))
-        sandbox = await provider.ensure(SandboxSpec("ses-groups"))
+        name = f"ses-{secrets.token_hex(8)}"
+        sandbox = await provider.ensure(SandboxSpec(name))
         one = 'python3 -c \'x = b"x" * (60 << 20); print("got", flush=True); import time; time.sleep(3)\''
         together = await sandbox.exec(f"{one} & {one} & wait", timeout=timedelta(seconds=30))
         forked = await sandbox.exec("for i in $(seq 60); do sleep 3 & done; true")
         burnt = await sandbox.exec("timeout 1 bash -c 'while :; do :; done'; times | tail -n1")
-        left = groups_named("ses-groups")
-        await provider.delete("ses-groups")
+        await provider.delete(name)
         await provider.sweep()
         await provider.aclose()
+        left = groups_named(name)
 
         assert together.stdout.count(b"got") < 2
         assert b"Resource temporarily unavailable" in forked.stderr
