@@ -26,7 +26,9 @@ WITHIN = 110.0
 
 
 def test_kills_and_cuts_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
-    out = _chaos(tmp_path, "faults", "--seed=141", "--count=5", "--gap=0.6", "--sessions=2", "--reconnects=20")
+    out = _chaos(
+        tmp_path, "faults", "--seed=141", "--count=5", "--gap=0.6", "--sessions=2", "--reconnects=20"
+    )
 
     assert "every promise kept" in out
     assert re.search(r"(\d+) reconnects of watchers: 0 lost, 0 duplicated", out), out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -46,6 +47,12 @@ class _Todos(TodoListMiddleware[Any]):
     aafter_model = AgentMiddleware.aafter_model
 
 
+@cache
+def _engine() -> str:
+    """Name and version; looking a version up reads files."""
+    return f"deepagents {version('deepagents')}"
+
+
 class DeepAgentsFactory:
     """The `AgentFactory` of deepagents.
 
@@ -72,7 +79,7 @@ class DeepAgentsFactory:
 
     @property
     def engine(self) -> str:
-        return f"deepagents {version('deepagents')}"
+        return _engine()
 
     @asynccontextmanager
     async def open(
