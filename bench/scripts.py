@@ -26,7 +26,7 @@ def turn_script(folder: Path, *, rounds: int, tokens: int, delay_ms: float) -> P
     ]
     steps.append({"text": "word " * (tokens - per_step * rounds)})
     script = {
-        "defaults": {"delay_ms": delay_ms, "first_token_ms": delay_ms},
+        "defaults": {"delay_ms": delay_ms, "first_token_ms": delay_ms, "chunk_tokens": 1},
         "turns": [{"steps": steps}],
     }
     path = folder / f"turn-{rounds}-{tokens}-{delay_ms:g}.yaml"
