@@ -67,11 +67,15 @@ def model_file(settings: Settings) -> ModelFile:
 
 def _configure_logs(settings: Settings) -> LiveSecrets:
     """Set up logging; returns what learns which secrets of executions it must not show."""
+    import structlog
+
     from agent_runner import logs
     from agent_runner.bootstrap.keys import provider_keys
     from agent_runner.domain.masking import LiveSecrets
 
     redaction = logs.configure(settings.log_level, settings.log_format)
+    # A process of ours sets its logs up once; looking the set-up up again cost a percent of a turn.
+    structlog.configure(cache_logger_on_first_use=True)
     for secret in provider_keys(settings):
         redaction.add(lambda text, secret=secret: text.replace(secret, logs.MASK))  # type: ignore[misc]
     secrets = LiveSecrets()

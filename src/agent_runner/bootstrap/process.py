@@ -15,6 +15,8 @@ from agent_runner.errors import AgentRunnerError
 
 log = structlog.get_logger(__name__)
 
+_SWITCH_SECONDS = 0.0005
+
 Service = Callable[[asyncio.Event], Awaitable[None]]
 """Serves until the event is set, then stops by itself, in bounded time."""
 
@@ -25,6 +27,9 @@ def run_service(service: Service) -> int:
     Returns:
         The exit code: 0 after a signal, 1 after an error, which is told on standard error.
     """
+    # Every durable write waits for a thread that needs the interpreter for microseconds. With the default
+    # of 5 ms a busy event loop keeps it out that long each time.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     try:
         return asyncio.run(_serve(service))
     except AgentRunnerError as error:

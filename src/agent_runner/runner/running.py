@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -40,6 +40,8 @@ from ai.stigmer.agentic.agentexecution.v1.spec_pb2 import AgentExecutionSpec
 from ai.stigmer.agentic.session.v1.api_pb2 import Session
 
 log = structlog.get_logger(__name__)
+
+_NOTE_AFTER_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +186,13 @@ class TurnRun:
             yield
             return
 
+        ended = asyncio.Event()
+
         async def keep() -> None:
+            # Not at once: the first words of the answer would wait for it.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_NOTE_AFTER_SECONDS):
+                    await ended.wait()
             try:
                 await self._parts.reader.keep_sandbox(session, sandbox.id)
             except AgentRunnerError as error:
@@ -194,6 +202,7 @@ class TurnRun:
         try:
             yield
         finally:
+            ended.set()
             await asyncio.wait([keeping], timeout=1)
             keeping.cancel()
 
