@@ -24,6 +24,7 @@ from agent_runner.adapters.temporal.connection import TemporalConnection
 from agent_runner.bootstrap.controlplane import once_connected, skill_limits
 from agent_runner.bootstrap.data import DataDirectory
 from agent_runner.bootstrap.engines import agent_factory
+from agent_runner.bootstrap.process import settle
 from agent_runner.bootstrap.sandboxes import reaping, sandbox_provider
 from agent_runner.client.channels import Channel
 from agent_runner.domain.masking import LiveSecrets
@@ -41,6 +42,7 @@ async def serve_runner(settings: Settings, stop: asyncio.Event, secrets: LiveSec
     data.prepare()
     connection = TemporalConnection(settings.temporal_address)
     async with runner(settings, data, connection, settings.address, secrets):
+        settle()
         log.info("runner is ready", server=settings.address, temporal=connection.address)
         await stop.wait()
 

@@ -16,6 +16,7 @@ from agent_runner.adapters.temporal.connection import TemporalConnection
 from agent_runner.adapters.temporal.managed import ManagedTemporal
 from agent_runner.bootstrap.controlplane import DISTRIBUTION, control_plane
 from agent_runner.bootstrap.data import DataDirectory, StackState, held
+from agent_runner.bootstrap.process import settle
 from agent_runner.bootstrap.web import web_port
 from agent_runner.domain.masking import LiveSecrets
 from agent_runner.settings import Settings
@@ -49,6 +50,7 @@ async def serve_stack(
             await stack.enter_async_context(agents)
             web = await stack.enter_async_context(web_port(settings, address))
             _state(address, web, connection).write(data.state)
+            settle()
             log.info("stack is ready", address=address, web=web, temporal=connection.address)
             on_ready()
             await stop.wait()
