@@ -111,7 +111,7 @@ class Settings(BaseSettings):
     sandbox_allow_hosts: str = Field(
         default="",
         validation_alias=_named("sandbox_allow_hosts"),
-        description="Hosts for `host-allowlist`, separated by commas: `pypi.org,*.example.com:8443`.",
+        description="Hosts for `host-allowlist`, separated by commas: `example.org,*.example.com:8443`.",
     )
     sandbox_max_running: int = Field(
         default=0,

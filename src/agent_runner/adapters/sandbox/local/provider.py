@@ -76,7 +76,7 @@ class LocalProvider:
             root: directory of this provider's own; made if missing.
             network: `none`; `host-allowlist`, for HTTP(S) by a proxy to `allow_hosts`; or `full` to share
                 the host's, loopback and cloud metadata included.
-            allow_hosts: such as `pypi.org`, `*.pythonhosted.org`, `example.com:8443`; ports 80 and 443
+            allow_hosts: such as `example.org`, `*.example.net`, `example.com:8443`; ports 80 and 443
                 where none is named. Private addresses must be listed as addresses.
             minimum_tier: the weakest isolation to accept; `namespaces`.
             extra_ro_paths: more of the host to show read-only at the same paths, such as `/opt/python`.
