@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib.metadata import version
 
@@ -21,6 +21,7 @@ from agent_runner.adapters.workflows.temporal import StarterSettings, TemporalWo
 from agent_runner.bootstrap.data import DataDirectory, held
 from agent_runner.bootstrap.keys import encryption_keys
 from agent_runner.bootstrap.web import web_port
+from agent_runner.controlplane.local import LocalCalls
 from agent_runner.controlplane.server import ControlPlane
 from agent_runner.domain.archives import ArchiveLimits
 from agent_runner.runner.ends import ServiceEnds
@@ -35,6 +36,19 @@ log = structlog.get_logger(__name__)
 DISTRIBUTION = "agent-runner-platform"
 
 
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A control plane that serves.
+
+    Attributes:
+        address: `host:port`.
+        calls: the way to it within this process.
+    """
+
+    address: str
+    calls: LocalCalls
+
+
 async def serve_control_plane(settings: Settings, stop: asyncio.Event) -> None:
     """Serve until told to stop. Temporal may be away: what needs it then answers UNAVAILABLE."""
     data = DataDirectory(settings.data_dir)
@@ -42,18 +56,18 @@ async def serve_control_plane(settings: Settings, stop: asyncio.Event) -> None:
     with held(data):
         connection = TemporalConnection(settings.temporal_address)
         async with (
-            control_plane(settings, data, connection) as address,
-            web_port(settings, address) as web,
+            control_plane(settings, data, connection) as serving,
+            web_port(settings, serving.address) as web,
         ):
-            log.info("control plane is ready", address=address, web=web)
+            log.info("control plane is ready", address=serving.address, web=web)
             await stop.wait()
 
 
 @asynccontextmanager
 async def control_plane(
     settings: Settings, data: DataDirectory, connection: TemporalConnection
-) -> AsyncIterator[str]:
-    """A control plane that serves; gives its `host:port`."""
+) -> AsyncIterator[Serving]:
+    """A control plane that serves while the context is open."""
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(SqliteDatabase(data.database))
         store = SqliteResourceStore(database)
@@ -82,7 +96,7 @@ async def control_plane(
         await stack.enter_async_context(
             once_connected(connection, lambda: _run_workflows(settings, connection, services))
         )
-        yield f"{settings.listen.rpartition(':')[0]}:{port}"
+        yield Serving(f"{settings.listen.rpartition(':')[0]}:{port}", api.local)
 
 
 def skill_limits(settings: Settings) -> ArchiveLimits:

@@ -41,7 +41,8 @@ async def serve_runner(settings: Settings, stop: asyncio.Event, secrets: LiveSec
     data = DataDirectory(settings.data_dir)
     data.prepare()
     connection = TemporalConnection(settings.temporal_address)
-    async with runner(settings, data, connection, settings.address, secrets):
+    channel = Channel(settings.address, api_key=settings.key)
+    async with runner(settings, data, connection, channel, secrets):
         settle()
         log.info("runner is ready", server=settings.address, temporal=connection.address)
         await stop.wait()
@@ -52,7 +53,7 @@ async def runner(
     settings: Settings,
     data: DataDirectory,
     connection: TemporalConnection,
-    address: str,
+    channel: Channel,
     secrets: LiveSecrets | None = None,
     *,
     reap: bool = False,
@@ -60,13 +61,14 @@ async def runner(
     """A runner that takes executions from the task queue while the context is open.
 
     Args:
+        channel: to the control plane; closed with the runner.
         secrets: learns what the logs must not show.
         reap: remove sandboxes whose session the control plane does not know. For a runner that shares
             the data directory with it: another one's sessions would look as if they were gone.
     """
     async with (
-        parts(settings, data, address, secrets) as made,
-        reaping(made.sandboxes, Channel(address, api_key=settings.key)) if reap else nullcontext(),
+        parts(settings, data, channel, secrets) as made,
+        reaping(made.sandboxes, channel) if reap else nullcontext(),
     ):
 
         async def run_agents() -> None:
@@ -84,10 +86,9 @@ async def runner(
 
 @asynccontextmanager
 async def parts(
-    settings: Settings, data: DataDirectory, address: str, secrets: LiveSecrets | None = None
+    settings: Settings, data: DataDirectory, channel: Channel, secrets: LiveSecrets | None = None
 ) -> AsyncIterator[Parts]:
     """What a worker runs agents with, open."""
-    channel = Channel(address, api_key=settings.key)
     sandboxes = sandbox_provider(settings, data)
     skills = GrpcSkillReader(channel)
     models = DefaultModelResolver(dict(os.environ), settings.model, local_folder=data.models)

@@ -135,4 +135,3 @@ async def reaping(provider: SandboxProvider, channel: Channel) -> AsyncIterator[
     finally:
         reaper.cancel()
         await asyncio.wait([reaper])
-        await channel.aclose()

@@ -18,6 +18,7 @@ from agent_runner.bootstrap.controlplane import DISTRIBUTION, control_plane
 from agent_runner.bootstrap.data import DataDirectory, StackState, held
 from agent_runner.bootstrap.process import settle
 from agent_runner.bootstrap.web import web_port
+from agent_runner.client.local import LocalChannel
 from agent_runner.domain.masking import LiveSecrets
 from agent_runner.settings import Settings
 
@@ -45,8 +46,10 @@ async def serve_stack(
             importing = asyncio.to_thread(importlib.import_module, "agent_runner.bootstrap.runner")
             connection, module = await asyncio.gather(_temporal(settings, data, stack), importing)
             await connection.wait()
-            address = await stack.enter_async_context(control_plane(settings, data, connection))
-            agents = module.runner(settings, data, connection, address, secrets, reap=True)
+            serving = await stack.enter_async_context(control_plane(settings, data, connection))
+            address = serving.address
+            channel = LocalChannel(serving.calls, address, api_key=settings.key)
+            agents = module.runner(settings, data, connection, channel, secrets, reap=True)
             await stack.enter_async_context(agents)
             web = await stack.enter_async_context(web_port(settings, address))
             _state(address, web, connection).write(data.state)

@@ -31,6 +31,8 @@ def guarded(method: str, behavior: Behavior) -> Behavior:
             status = status_of(error)
             _note(method, status.code.name, started, reason=type(error).__name__)
             await _abort(context, status)
+        except (grpc.aio.AbortError, grpc.aio.AioRpcError):
+            raise  # the behavior has ended the call itself
         # The edge: whatever is wrong inside, the process and the other calls go on.
         except Exception:
             if context.cancelled():

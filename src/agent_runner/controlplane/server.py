@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from agent_runner.controlplane._auth import KeyInterceptor
 from agent_runner.controlplane._routes import Routes
+from agent_runner.controlplane.local import LocalCalls
 from agent_runner.controlplane.server_info import ServerController
 from agent_runner.errors import AgentRunnerError, SettingsError
 from agent_runner.services.container import Services
@@ -71,10 +72,12 @@ class ControlPlane:
         self._address = address
         self._api_key = api_key
         self._reconcile_every = reconcile_every
-        self._slow_after = slow_after
         self._info = ServerController(services, version, temporal_address)
         self._health = health.aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
+        self._routes = Routes(services, self._info, slow_after)
+        self.local = LocalCalls(self._routes.handlers)
+        """The same API for callers in this process."""
         self._keepers: list[asyncio.Task[None]] = []
 
     async def start(self) -> int:
@@ -118,11 +121,10 @@ class ControlPlane:
         await self._services.aclose()
 
     def _register(self, server: grpc.aio.Server) -> None:
-        routes = Routes(self._services, self._info, self._slow_after)
-        server.add_generic_rpc_handlers(tuple(routes.handlers))
+        server.add_generic_rpc_handlers(tuple(self._routes.handlers))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection(
-            (*routes.names, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+            (*self._routes.names, health.SERVICE_NAME, reflection.SERVICE_NAME), server
         )
 
     async def _reconcile(self) -> None:
