@@ -10,6 +10,7 @@
     ├── FailedPreconditionError    not in this state
     │   └── SecretUnreadableError  a stored secret cannot be decrypted
     ├── UnauthenticatedError       no key, or a wrong one
+    ├── PermissionDeniedError      for somebody else only
     ├── SlowWatcherError           cut off; go on from the last seq
     ├── UnavailableError           try again (retryable)
     │   ├── WorkflowServiceUnavailableError
@@ -120,6 +121,10 @@ class UnauthenticatedError(AgentRunnerError):
 
     def __init__(self) -> None:
         super().__init__("This server wants a key. Set AGENT_RUNNER_API_KEY to the key it was started with.")
+
+
+class PermissionDeniedError(AgentRunnerError):
+    """What was asked for is for somebody else; the message says what would show that it is for the caller."""
 
 
 class SlowWatcherError(AgentRunnerError):

@@ -84,7 +84,7 @@ async def test_appends_go_on_where_the_last_ended(log: EventLog) -> None:
 
 async def test_a_head_moves_without_events_too(log: EventLog) -> None:
     await fill(log, "ex-1", 3)
-    head = LogHead(last_seq=3, attempt=7, position=0, snapshot_seq=3, snapshot=b"another")
+    head = LogHead(last_seq=3, attempt=7, position=0, snapshot_seq=3, snapshot=b"another", token=b"\x00hash")
     await log.append("ex-1", [], expected_seq=3, head=head)
     first = LogHead(attempt=1)
     await log.append("ex-2", [], expected_seq=0, head=first)

@@ -18,9 +18,11 @@ from agent_runner.errors import (
     FencedError,
     InvalidRequestError,
     NotFoundError,
+    PermissionDeniedError,
     SecretUnreadableError,
 )
 from agent_runner.ports.stores import LogHead, ResourceKey, StoredResource
+from agent_runner.services._attempt_tokens import digest_of
 from agent_runner.services._clocks import IdSource
 from agent_runner.services._logbook import Logbook
 from agent_runner.services.agent_instances import AgentInstanceService
@@ -40,6 +42,7 @@ from ai.stigmer.agentic.session.v1.api_pb2 import Session
 from ai.stigmer.commons.apiresource.enum_pb2 import ApiResourceOwnerScope
 
 SECRET = "canary-4711-abcdef"
+TOKEN = "as StartAttempt gave it"
 EXECUTION = "aex-01hzzzzzzzzzzzzzzzzzzzzzzz"
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 
@@ -99,7 +102,7 @@ class World:
         for resource in (self.agent, self.instance, self.session):
             await self.keep(resource)
         await self.keep(self.execution, phase=phase_name(EXECUTION_IN_PROGRESS))
-        head = LogHead(last_seq=1, attempt=attempt)
+        head = LogHead(last_seq=1, attempt=attempt, token=digest_of(TOKEN))
         await self.events.append(EXECUTION, [b""], expected_seq=0, head=head)
 
     async def stored(self, kind: KindSpec[Any], resource_id: str) -> Any:
@@ -118,7 +121,7 @@ async def test_layers_are_merged_and_the_holder_gets_secrets_in_clear() -> None:
     await world.keep(environment(TOKEN=(SECRET, True), URL="http://base"))
     await world.start()
 
-    answer = await world.environments.resolve(EXECUTION, 1)
+    answer = await world.environments.resolve(EXECUTION, 1, TOKEN)
 
     assert [(v.name, v.value, v.is_secret, v.source) for v in answer.variables] == [
         ("MODE", "fast", False, "runtime"),
@@ -140,7 +143,7 @@ async def test_secrets_are_nowhere_in_the_store() -> None:
     await world.keep(server)
     await world.start()
 
-    answer = await world.environments.resolve(EXECUTION, 1)
+    answer = await world.environments.resolve(EXECUTION, 1, TOKEN)
 
     assert {v.value for v in answer.variables} == {SECRET}
     assert answer.mcp_servers[0].spec.env_spec.data["C"].value == SECRET
@@ -153,15 +156,18 @@ async def test_every_attempt_gets_what_the_first_one_got() -> None:
     world.refer("base")
     await world.keep(environment(URL="first"))
     await world.start()
-    await world.environments.resolve(EXECUTION, 1)
+    await world.environments.resolve(EXECUTION, 1, TOKEN)
 
     await world.store.delete(ResourceKey(ENVIRONMENT.name, "env-base"))
     head = await world.events.head(EXECUTION)
     await world.events.append(
-        EXECUTION, [b""], expected_seq=head.last_seq, head=LogHead(last_seq=2, attempt=2)
+        EXECUTION,
+        [b""],
+        expected_seq=head.last_seq,
+        head=LogHead(last_seq=2, attempt=2, token=digest_of(TOKEN)),
     )
 
-    answer = await world.environments.resolve(EXECUTION, 2)
+    answer = await world.environments.resolve(EXECUTION, 2, TOKEN)
 
     assert [(v.value, v.source) for v in answer.variables] == [("first", "environment base")]
 
@@ -171,18 +177,43 @@ async def test_an_older_attempt_gets_nothing() -> None:
     await world.start(attempt=2)
 
     with pytest.raises(FencedError):
-        await world.environments.resolve(EXECUTION, 1)
+        await world.environments.resolve(EXECUTION, 1, TOKEN)
+
+
+@pytest.mark.parametrize(
+    ("token", "problem"), [("", "`token` is missing"), ("guessed", "`token` is another one")]
+)
+async def test_who_does_not_have_the_token_of_the_attempt_gets_nothing(token: str, problem: str) -> None:
+    world = World()
+    world.execution.spec.runtime_env["TOKEN"].value = SECRET
+    await world.start()
+
+    with pytest.raises(PermissionDeniedError, match=problem) as caught:
+        await world.environments.resolve(EXECUTION, 1, token)
+    assert SECRET not in str(caught.value)
+    assert TOKEN not in str(caught.value)
+    assert digest_of(TOKEN).hex() not in str(caught.value)
+
+
+async def test_an_attempt_that_was_given_no_token_has_none() -> None:
+    world = World()
+    await world.start()
+    head = LogHead(last_seq=2, attempt=1)  # as an earlier release has written it
+    await world.events.append(EXECUTION, [b""], expected_seq=1, head=head)
+
+    with pytest.raises(PermissionDeniedError):
+        await world.environments.resolve(EXECUTION, 1, "")
 
 
 async def test_an_execution_that_has_ended_gives_nothing_out() -> None:
     world = World()
     await world.start()
     end = ExecutionEvent(phase_changed=PhaseChanged(phase=EXECUTION_COMPLETED))
-    head = LogHead(last_seq=2, attempt=1)
+    head = LogHead(last_seq=2, attempt=1, token=digest_of(TOKEN))
     await world.events.append(EXECUTION, [end.SerializeToString()], expected_seq=1, head=head)
 
     with pytest.raises(FailedPreconditionError, match="has ended"):
-        await world.environments.resolve(EXECUTION, 1)
+        await world.environments.resolve(EXECUTION, 1, TOKEN)
 
 
 async def test_missing_variables_are_named_and_nothing_is_kept() -> None:
@@ -191,7 +222,7 @@ async def test_missing_variables_are_named_and_nothing_is_kept() -> None:
     world.agent.spec.env_spec.data["URL"].value = ""
     await world.start()
 
-    answer = await world.environments.resolve(EXECUTION, 1)
+    answer = await world.environments.resolve(EXECUTION, 1, TOKEN)
 
     assert list(answer.missing) == ["TOKEN", "URL"]
     with pytest.raises(NotFoundError):
@@ -204,7 +235,7 @@ async def test_an_environment_that_is_not_there_is_named() -> None:
     await world.start()
 
     with pytest.raises(NotFoundError, match=r"'nowhere'.*organization 'acme'"):
-        await world.environments.resolve(EXECUTION, 1)
+        await world.environments.resolve(EXECUTION, 1, TOKEN)
 
 
 @pytest.mark.parametrize("org", ["other", ""])
@@ -215,7 +246,7 @@ async def test_an_environment_of_another_organization_is_never_read(org: str) ->
     await world.start()
 
     with pytest.raises((InvalidRequestError, NotFoundError)) as caught:
-        await world.environments.resolve(EXECUTION, 1)
+        await world.environments.resolve(EXECUTION, 1, TOKEN)
     assert SECRET not in str(caught.value)
 
 
@@ -225,7 +256,7 @@ async def test_the_context_is_masked_for_people_and_gone_at_the_end() -> None:
     value = world.execution.spec.runtime_env["TOKEN"]
     value.value, value.is_secret = SECRET, True
     await world.start()
-    await world.environments.resolve(EXECUTION, 1)
+    await world.environments.resolve(EXECUTION, 1, TOKEN)
 
     context = ExecutionContext.FromString((await world.store.get(context_key(EXECUTION))).body)
     mask(context)
@@ -242,7 +273,7 @@ async def test_what_a_crash_left_behind_is_swept_and_nothing_else() -> None:
     world = World()
     world.execution.spec.runtime_env["A"].value = "b"
     await world.start()
-    await world.environments.resolve(EXECUTION, 1)
+    await world.environments.resolve(EXECUTION, 1, TOKEN)
     by_hand = ExecutionContext()
     by_hand.metadata.id, by_hand.spec.execution_id = "exec-mine", "aex-x"
     await world.keep(by_hand)
@@ -262,7 +293,7 @@ async def test_a_keyring_without_the_needed_key_says_which() -> None:
     environments = world.with_keys(others)
 
     with pytest.raises(SecretUnreadableError, match=r"TOKEN of agent_execution .* key 'k1'"):
-        await environments.resolve(EXECUTION, 1)
+        await environments.resolve(EXECUTION, 1, TOKEN)
 
 
 def test_the_mask_sent_back_keeps_what_is_stored() -> None:
@@ -349,6 +380,6 @@ async def test_an_execution_without_variables_keeps_no_context() -> None:
     world = World()
     await world.start()
 
-    assert not (await world.environments.resolve(EXECUTION, 1)).variables
+    assert not (await world.environments.resolve(EXECUTION, 1, TOKEN)).variables
     with pytest.raises(NotFoundError):
         await world.store.get(context_key(EXECUTION))

@@ -196,11 +196,11 @@ async def test_variables_are_given_to_the_holder_of_a_running_execution_alone(ho
     try:
         resolver = GrpcEnvironmentResolver(channel)
         with pytest.raises(FailedPreconditionError, match="has ended"):
-            await resolver.resolve(done.metadata.id, done.status.run.attempt)
+            await resolver.resolve(done.metadata.id, done.status.run.attempt, "")
         with pytest.raises(ConflictError, match="attempt 7 must stop"):
-            await resolver.resolve(done.metadata.id, 7)
+            await resolver.resolve(done.metadata.id, 7, "")
         with pytest.raises(NotFoundError):
-            await resolver.resolve("aex-00000000000000000000000000", 1)
+            await resolver.resolve("aex-00000000000000000000000000", 1, "")
     finally:
         await channel.aclose()
 

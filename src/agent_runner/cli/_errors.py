@@ -27,6 +27,7 @@ _EXIT_CODES: tuple[tuple[type[AgentRunnerError], int], ...] = (
     (errors.InvalidRequestError, USAGE),
     (errors.SettingsError, USAGE),
     (errors.UnauthenticatedError, NOT_ALLOWED),
+    (errors.PermissionDeniedError, NOT_ALLOWED),
     (errors.NotFoundError, NOT_FOUND),
     (errors.AlreadyExistsError, CONFLICT),
     (errors.ConflictError, CONFLICT),

@@ -58,7 +58,7 @@ _TYPES: dict[grpc.StatusCode, type[AgentRunnerError]] = {
     grpc.StatusCode.ABORTED: errors.ConflictError,
     grpc.StatusCode.FAILED_PRECONDITION: errors.FailedPreconditionError,
     grpc.StatusCode.UNAUTHENTICATED: errors.UnauthenticatedError,
-    grpc.StatusCode.PERMISSION_DENIED: errors.UnauthenticatedError,
+    grpc.StatusCode.PERMISSION_DENIED: errors.PermissionDeniedError,
     grpc.StatusCode.UNAVAILABLE: errors.UnavailableError,
     grpc.StatusCode.UNIMPLEMENTED: UnsupportedError,
 }
@@ -67,8 +67,7 @@ _CODES: dict[type[AgentRunnerError], str] = {
     errors.InvalidRequestError: "INVALID_ARGUMENT",
     errors.SettingsError: "INVALID_ARGUMENT",
     DeadlineError: "DEADLINE_EXCEEDED",
-    errors.UnauthenticatedError: "UNAUTHENTICATED",
-    **{kind: code.name for code, kind in _TYPES.items() if code is not grpc.StatusCode.PERMISSION_DENIED},
+    **{kind: code.name for code, kind in _TYPES.items()},
 }
 
 

@@ -18,7 +18,7 @@ class VariableController:
 
     async def resolve(self, request: ResolveEnvironmentRequest) -> ResolveEnvironmentResponse:
         validate(request)
-        return await self._variables.resolve(request.execution_id, request.attempt)
+        return await self._variables.resolve(request.execution_id, request.attempt, request.token)
 
     async def rotate_keys(self, request: RotateKeysRequest) -> RotateKeysResponse:
         done = await self._keys.run()

@@ -40,12 +40,16 @@ class ResolvedEnvironment:
 class EnvironmentResolver(Protocol):
     """Asks the control plane."""
 
-    async def resolve(self, execution_id: str, attempt: int) -> ResolvedEnvironment | None:
+    async def resolve(self, execution_id: str, attempt: int, token: str) -> ResolvedEnvironment | None:
         """The environment of an execution this worker holds.
 
         None from a server that has no such thing: its runners read the layers, and merge them.
 
+        Args:
+            token: as in the `Grant` of the attempt.
+
         Raises:
+            PermissionDeniedError: the token is not that attempt's.
             FencedError: another attempt holds it.
             FailedPreconditionError: it has ended, or a reference of its instance leads nowhere.
             UnavailableError: the control plane cannot be reached; try again.

@@ -30,6 +30,7 @@ class Grant:
     execution: AgentExecution
     calls: dict[str, RecordedCall] = field(default_factory=dict)
     steering: Sequence[SteeringMessage] = ()
+    token: str = field(default="", repr=False)
 
 
 class StatusSink(ToolJournal, Protocol):

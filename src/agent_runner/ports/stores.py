@@ -118,6 +118,7 @@ class LogHead:
         last_seq: `seq` of the newest event, 0 before the first.
         attempt: the attempt that may append, 0 before the first.
         position: how many events that attempt has appended.
+        token: SHA-256 of the token that attempt was given; empty where it was given none.
         snapshot_seq: `seq` the snapshot includes.
         snapshot: serialized AgentExecutionStatus; empty before the first.
     """
@@ -127,6 +128,7 @@ class LogHead:
     position: int = 0
     snapshot_seq: int = 0
     snapshot: bytes = b""
+    token: bytes = b""
 
 
 class EventLog(Protocol):

@@ -90,7 +90,7 @@ class TurnRun:
     ) -> None:
         self._parts = parts
         self._sink = sink
-        self._attempt = grant.attempt
+        self._attempt, self._token = grant.attempt, grant.token
         self._before = grant.execution.status
         self._spec = spec
         self._turn = turn
@@ -128,6 +128,7 @@ class TurnRun:
             self._spec,
             self._turn.execution_id,
             self._attempt,
+            self._token,
         )
         self._masker = Masker(plan.environment.secrets)
         self._learn(self._masker)

@@ -46,6 +46,7 @@ async def plan(
     spec: AgentExecutionSpec,
     execution_id: str,
     attempt: int,
+    token: str,
 ) -> Plan:
     """Read session, instance, agent and variables.
 
@@ -54,7 +55,7 @@ async def plan(
         FailedPreconditionError: a variable the agent asks for has no value.
     """
     (session, instance, agent), resolved = await asyncio.gather(
-        _agent_of(reader, spec), _resolved(resolver, execution_id, attempt)
+        _agent_of(reader, spec), _resolved(resolver, execution_id, attempt, token)
     )
     environment = resolved or await _merged(reader, spec, instance, agent)
     if environment.missing:
@@ -75,9 +76,9 @@ async def _agent_of(reader: ResourceReader, spec: AgentExecutionSpec) -> tuple[S
 
 
 async def _resolved(
-    resolver: EnvironmentResolver | None, execution_id: str, attempt: int
+    resolver: EnvironmentResolver | None, execution_id: str, attempt: int, token: str
 ) -> ResolvedEnvironment | None:
-    return None if resolver is None else await resolver.resolve(execution_id, attempt)
+    return None if resolver is None else await resolver.resolve(execution_id, attempt, token)
 
 
 async def _merged(

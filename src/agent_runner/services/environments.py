@@ -34,8 +34,10 @@ from agent_runner.errors import (
     FencedError,
     InvalidRequestError,
     NotFoundError,
+    PermissionDeniedError,
 )
 from agent_runner.ports.stores import ResourceKey, ResourceStore, StoredResource
+from agent_runner.services._attempt_tokens import is_token
 from agent_runner.services._clocks import Clock, timestamp
 from agent_runner.services._logbook import Logbook, checked
 from agent_runner.services.execution_records import ExecutionRecord
@@ -81,17 +83,21 @@ class ExecutionEnvironments:
         self._clock = clock
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def resolve(self, execution_id: str, attempt: int) -> ResolveEnvironmentResponse:
+    async def resolve(self, execution_id: str, attempt: int, token: str) -> ResolveEnvironmentResponse:
         """The variables, in clear; the same ones for every attempt of an execution.
 
+        Args:
+            token: the one that attempt was given.
+
         Raises:
+            PermissionDeniedError: it is another one.
             FencedError: the attempt does not hold the execution.
             FailedPreconditionError: it has ended, or a secret cannot be decrypted.
             NotFoundError: the execution, or something it refers to, is not there.
             InvalidRequestError: an environment of another organization is referred to.
         """
         execution_id = checked(execution_id)
-        parts = await self._parts(await self._held(execution_id, attempt))
+        parts = await self._parts(await self._held(execution_id, attempt, token))
         known = await self._context(execution_id)
         if known is None:
             merged = await self._merge(parts)
@@ -151,8 +157,8 @@ class ExecutionEnvironments:
         await self.forget(execution_id)
         return 1
 
-    async def _held(self, execution_id: str, attempt: int) -> AgentExecution:
-        """The execution as it is stored, if the attempt holds it."""
+    async def _held(self, execution_id: str, attempt: int, token: str) -> AgentExecution:
+        """The execution as it is stored, if the attempt holds it and the caller is that attempt."""
         # The log decides: what lists filter by may lag behind it.
         async with self._logbook.open(execution_id, fresh=True) as live:
             head = live.head or await self._logbook.events.head(execution_id)
@@ -162,6 +168,8 @@ class ExecutionEnvironments:
                 raise FailedPreconditionError(
                     f"Execution {execution_id!r} has ended; its variables are not given out any more."
                 )
+            if not is_token(token, head.token):
+                raise _denied(execution_id, attempt, token)
             assert live.record is not None
             return live.record.message()
 
@@ -267,6 +275,14 @@ class ExecutionEnvironments:
 def context_key(execution_id: str) -> ResourceKey:
     """The execution's context, whose id follows from the execution's."""
     return ResourceKey(EXECUTION_CONTEXT.name, f"{EXECUTION_CONTEXT.id_prefix}-{suffix(execution_id)}")
+
+
+def _denied(execution_id: str, attempt: int, token: str) -> PermissionDeniedError:
+    problem = "is another one" if token else "is missing"
+    return PermissionDeniedError(
+        f"The variables of execution {execution_id!r} are for the worker that took it: `token` {problem}. "
+        f"Send the token which StartAttempt answered together with attempt {attempt}."
+    )
 
 
 def _variables(context: ExecutionContext) -> list[ResolvedVariable]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,6 +23,7 @@ from agent_runner.errors import (
     PositionError,
 )
 from agent_runner.ports.stores import LogHead
+from agent_runner.services._attempt_tokens import digest_of
 from agent_runner.services._journal import journal
 from agent_runner.services._live import Live
 from agent_runner.services._logbook import Logbook, checked
@@ -52,6 +54,7 @@ from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
 
 log = structlog.get_logger(__name__)
 
+_TOKEN_BYTES: Final = 32
 _NOT_FROM_RUNNERS: Final = frozenset(
     {
         "attempt_started",
@@ -181,13 +184,16 @@ class EventService:
             attempt=attempt,
             attempt_started=AttemptStarted(worker=request.worker, resumed=request.resumed),
         )
-        await self._logbook.store(live, [event], replace(head, attempt=attempt, position=0))
+        token = secrets.token_urlsafe(_TOKEN_BYTES)
+        head = replace(head, attempt=attempt, position=0, token=digest_of(token))
+        await self._logbook.store(live, [event], head)
         run = live.fold.run
         return StartAttemptResponse(
             attempt=attempt,
             execution=live.execution(),
             tool_calls=calls,
             steering=await self._steering(live, [*run.joined, *run.steering]),
+            token=token,
         )
 
     async def _steering(self, live: Live, execution_ids: Iterable[str]) -> list[SteeringMessage]:

@@ -29,7 +29,7 @@ from ai.stigmer.agentic.mcpserver.v1 import spec_pb2 as ai_dot_stigmer_dot_agent
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$agent_runner/v1/runner_service.proto\x12\x0f\x61gent_runner.v1\x1a\x1c\x61gent_runner/v1/events.proto\x1a\'agent_runner/v1/workspace_service.proto\x1a.ai/stigmer/agentic/agentexecution/v1/api.proto\x1a*ai/stigmer/agentic/mcpserver/v1/spec.proto\x1a\x1b\x62uf/validate/validate.proto\"\xc6\x01\n\x13StartAttemptRequest\x12*\n\x0c\x65xecution_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01R\x0b\x65xecutionId\x12\x16\n\x06worker\x18\x02 \x01(\tR\x06worker\x12&\n\x0fworkflow_run_id\x18\x03 \x01(\tR\rworkflowRunId\x12)\n\x10\x61\x63tivity_attempt\x18\x04 \x01(\x05R\x0f\x61\x63tivityAttempt\x12\x18\n\x07resumed\x18\x05 \x01(\x08R\x07resumed\"\x84\x02\n\x14StartAttemptResponse\x12\x18\n\x07\x61ttempt\x18\x01 \x01(\x03R\x07\x61ttempt\x12R\n\texecution\x18\x02 \x01(\x0b\x32\x34.ai.stigmer.agentic.agentexecution.v1.AgentExecutionR\texecution\x12@\n\ntool_calls\x18\x03 \x03(\x0b\x32!.agent_runner.v1.RecordedToolCallR\ttoolCalls\x12<\n\x08steering\x18\x04 \x03(\x0b\x32 .agent_runner.v1.SteeringMessageR\x08steering\"\x94\x01\n\x10RecordedToolCall\x12 \n\x0ctool_call_id\x18\x01 \x01(\tR\ntoolCallId\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x1a\n\x08\x66inished\x18\x03 \x01(\x08R\x08\x66inished\x12\x16\n\x06\x66\x61iled\x18\x04 \x01(\x08R\x06\x66\x61iled\x12\x16\n\x06result\x18\x05 \x01(\tR\x06result\"H\n\x0fSteeringMessage\x12!\n\x0c\x65xecution_id\x18\x01 \x01(\tR\x0b\x65xecutionId\x12\x12\n\x04text\x18\x02 \x01(\tR\x04text\"\xc2\x01\n\x13\x41ppendEventsRequest\x12*\n\x0c\x65xecution_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01R\x0b\x65xecutionId\x12!\n\x07\x61ttempt\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01R\x07\x61ttempt\x12#\n\x08position\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00R\x08position\x12\x37\n\x06\x65vents\x18\x04 \x03(\x0b\x32\x1f.agent_runner.v1.ExecutionEventR\x06\x65vents\"\xe8\x01\n\x14\x41ppendEventsResponse\x12\x19\n\x08last_seq\x18\x01 \x01(\x03R\x07lastSeq\x12#\n\rnext_position\x18\x02 \x01(\x03R\x0cnextPosition\x12)\n\x10\x63\x61ncel_requested\x18\x03 \x01(\x08R\x0f\x63\x61ncelRequested\x12\'\n\x0fpause_requested\x18\x04 \x01(\x08R\x0epauseRequested\x12<\n\x08steering\x18\x05 \x03(\x0b\x32 .agent_runner.v1.SteeringMessageR\x08steering\"j\n\x19ResolveEnvironmentRequest\x12*\n\x0c\x65xecution_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01R\x0b\x65xecutionId\x12!\n\x07\x61ttempt\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01R\x07\x61ttempt\"\xbe\x01\n\x1aResolveEnvironmentResponse\x12?\n\tvariables\x18\x01 \x03(\x0b\x32!.agent_runner.v1.ResolvedVariableR\tvariables\x12\x18\n\x07missing\x18\x02 \x03(\tR\x07missing\x12\x45\n\x0bmcp_servers\x18\x03 \x03(\x0b\x32$.agent_runner.v1.ReferencedMcpServerR\nmcpServers\"q\n\x10ResolvedVariable\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value\x12\x1b\n\tis_secret\x18\x03 \x01(\x08R\x08isSecret\x12\x16\n\x06source\x18\x04 \x01(\tR\x06source\"m\n\x13ReferencedMcpServer\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x42\n\x04spec\x18\x02 \x01(\x0b\x32..ai.stigmer.agentic.mcpserver.v1.McpServerSpecR\x04spec\"\xb7\x02\n\x11ServeFilesRequest\x12\x19\n\x07task_id\x18\x01 \x01(\tH\x00R\x06taskId\x12>\n\x07listing\x18\x02 \x01(\x0b\x32\".agent_runner.v1.ListFilesResponseH\x00R\x07listing\x12\x16\n\x05\x63hunk\x18\x03 \x01(\x0cH\x00R\x05\x63hunk\x12\x30\n\x04\x64one\x18\x04 \x01(\x0b\x32\x1a.agent_runner.v1.FilesDoneH\x00R\x04\x64one\x12\x39\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x1d.agent_runner.v1.FilesFailureH\x00R\x07\x66\x61ilure\x12\x33\n\x05ready\x18\x06 \x01(\x0b\x32\x1b.agent_runner.v1.FilesReadyH\x00R\x05readyB\r\n\x04part\x12\x05\xbaH\x02\x08\x01\"\xa0\x02\n\x12ServeFilesResponse\x12\x37\n\x04list\x18\x01 \x01(\x0b\x32!.agent_runner.v1.ListFilesRequestH\x00R\x04list\x12\x42\n\x08\x64ownload\x18\x02 \x01(\x0b\x32$.agent_runner.v1.DownloadFileRequestH\x00R\x08\x64ownload\x12;\n\x06upload\x18\x03 \x01(\x0b\x32!.agent_runner.v1.UploadFileHeaderH\x00R\x06upload\x12\x16\n\x05\x63hunk\x18\x04 \x01(\x0cH\x00R\x05\x63hunk\x12\x30\n\x04\x64one\x18\x05 \x01(\x0b\x32\x1a.agent_runner.v1.FilesDoneH\x00R\x04\x64oneB\x06\n\x04part\"\x0c\n\nFilesReady\"*\n\tFilesDone\x12\x1d\n\nsize_bytes\x18\x01 \x01(\x03R\tsizeBytes\":\n\x0c\x46ilesFailure\x12\x16\n\x06reason\x18\x01 \x01(\tR\x06reason\x12\x12\n\x04text\x18\x02 \x01(\tR\x04text2\x93\x03\n\rRunnerService\x12[\n\x0cStartAttempt\x12$.agent_runner.v1.StartAttemptRequest\x1a%.agent_runner.v1.StartAttemptResponse\x12[\n\x0c\x41ppendEvents\x12$.agent_runner.v1.AppendEventsRequest\x1a%.agent_runner.v1.AppendEventsResponse\x12m\n\x12ResolveEnvironment\x12*.agent_runner.v1.ResolveEnvironmentRequest\x1a+.agent_runner.v1.ResolveEnvironmentResponse\x12Y\n\nServeFiles\x12\".agent_runner.v1.ServeFilesRequest\x1a#.agent_runner.v1.ServeFilesResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$agent_runner/v1/runner_service.proto\x12\x0f\x61gent_runner.v1\x1a\x1c\x61gent_runner/v1/events.proto\x1a\'agent_runner/v1/workspace_service.proto\x1a.ai/stigmer/agentic/agentexecution/v1/api.proto\x1a*ai/stigmer/agentic/mcpserver/v1/spec.proto\x1a\x1b\x62uf/validate/validate.proto\"\xc6\x01\n\x13StartAttemptRequest\x12*\n\x0c\x65xecution_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01R\x0b\x65xecutionId\x12\x16\n\x06worker\x18\x02 \x01(\tR\x06worker\x12&\n\x0fworkflow_run_id\x18\x03 \x01(\tR\rworkflowRunId\x12)\n\x10\x61\x63tivity_attempt\x18\x04 \x01(\x05R\x0f\x61\x63tivityAttempt\x12\x18\n\x07resumed\x18\x05 \x01(\x08R\x07resumed\"\x9a\x02\n\x14StartAttemptResponse\x12\x18\n\x07\x61ttempt\x18\x01 \x01(\x03R\x07\x61ttempt\x12R\n\texecution\x18\x02 \x01(\x0b\x32\x34.ai.stigmer.agentic.agentexecution.v1.AgentExecutionR\texecution\x12@\n\ntool_calls\x18\x03 \x03(\x0b\x32!.agent_runner.v1.RecordedToolCallR\ttoolCalls\x12<\n\x08steering\x18\x04 \x03(\x0b\x32 .agent_runner.v1.SteeringMessageR\x08steering\x12\x14\n\x05token\x18\x05 \x01(\tR\x05token\"\x94\x01\n\x10RecordedToolCall\x12 \n\x0ctool_call_id\x18\x01 \x01(\tR\ntoolCallId\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x1a\n\x08\x66inished\x18\x03 \x01(\x08R\x08\x66inished\x12\x16\n\x06\x66\x61iled\x18\x04 \x01(\x08R\x06\x66\x61iled\x12\x16\n\x06result\x18\x05 \x01(\tR\x06result\"H\n\x0fSteeringMessage\x12!\n\x0c\x65xecution_id\x18\x01 \x01(\tR\x0b\x65xecutionId\x12\x12\n\x04text\x18\x02 \x01(\tR\x04text\"\xc2\x01\n\x13\x41ppendEventsRequest\x12*\n\x0c\x65xecution_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01R\x0b\x65xecutionId\x12!\n\x07\x61ttempt\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01R\x07\x61ttempt\x12#\n\x08position\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00R\x08position\x12\x37\n\x06\x65vents\x18\x04 \x03(\x0b\x32\x1f.agent_runner.v1.ExecutionEventR\x06\x65vents\"\xe8\x01\n\x14\x41ppendEventsResponse\x12\x19\n\x08last_seq\x18\x01 \x01(\x03R\x07lastSeq\x12#\n\rnext_position\x18\x02 \x01(\x03R\x0cnextPosition\x12)\n\x10\x63\x61ncel_requested\x18\x03 \x01(\x08R\x0f\x63\x61ncelRequested\x12\'\n\x0fpause_requested\x18\x04 \x01(\x08R\x0epauseRequested\x12<\n\x08steering\x18\x05 \x03(\x0b\x32 .agent_runner.v1.SteeringMessageR\x08steering\"\x80\x01\n\x19ResolveEnvironmentRequest\x12*\n\x0c\x65xecution_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01R\x0b\x65xecutionId\x12!\n\x07\x61ttempt\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01R\x07\x61ttempt\x12\x14\n\x05token\x18\x03 \x01(\tR\x05token\"\xbe\x01\n\x1aResolveEnvironmentResponse\x12?\n\tvariables\x18\x01 \x03(\x0b\x32!.agent_runner.v1.ResolvedVariableR\tvariables\x12\x18\n\x07missing\x18\x02 \x03(\tR\x07missing\x12\x45\n\x0bmcp_servers\x18\x03 \x03(\x0b\x32$.agent_runner.v1.ReferencedMcpServerR\nmcpServers\"q\n\x10ResolvedVariable\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value\x12\x1b\n\tis_secret\x18\x03 \x01(\x08R\x08isSecret\x12\x16\n\x06source\x18\x04 \x01(\tR\x06source\"m\n\x13ReferencedMcpServer\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x42\n\x04spec\x18\x02 \x01(\x0b\x32..ai.stigmer.agentic.mcpserver.v1.McpServerSpecR\x04spec\"\xb7\x02\n\x11ServeFilesRequest\x12\x19\n\x07task_id\x18\x01 \x01(\tH\x00R\x06taskId\x12>\n\x07listing\x18\x02 \x01(\x0b\x32\".agent_runner.v1.ListFilesResponseH\x00R\x07listing\x12\x16\n\x05\x63hunk\x18\x03 \x01(\x0cH\x00R\x05\x63hunk\x12\x30\n\x04\x64one\x18\x04 \x01(\x0b\x32\x1a.agent_runner.v1.FilesDoneH\x00R\x04\x64one\x12\x39\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x1d.agent_runner.v1.FilesFailureH\x00R\x07\x66\x61ilure\x12\x33\n\x05ready\x18\x06 \x01(\x0b\x32\x1b.agent_runner.v1.FilesReadyH\x00R\x05readyB\r\n\x04part\x12\x05\xbaH\x02\x08\x01\"\xa0\x02\n\x12ServeFilesResponse\x12\x37\n\x04list\x18\x01 \x01(\x0b\x32!.agent_runner.v1.ListFilesRequestH\x00R\x04list\x12\x42\n\x08\x64ownload\x18\x02 \x01(\x0b\x32$.agent_runner.v1.DownloadFileRequestH\x00R\x08\x64ownload\x12;\n\x06upload\x18\x03 \x01(\x0b\x32!.agent_runner.v1.UploadFileHeaderH\x00R\x06upload\x12\x16\n\x05\x63hunk\x18\x04 \x01(\x0cH\x00R\x05\x63hunk\x12\x30\n\x04\x64one\x18\x05 \x01(\x0b\x32\x1a.agent_runner.v1.FilesDoneH\x00R\x04\x64oneB\x06\n\x04part\"\x0c\n\nFilesReady\"*\n\tFilesDone\x12\x1d\n\nsize_bytes\x18\x01 \x01(\x03R\tsizeBytes\":\n\x0c\x46ilesFailure\x12\x16\n\x06reason\x18\x01 \x01(\tR\x06reason\x12\x12\n\x04text\x18\x02 \x01(\tR\x04text2\x93\x03\n\rRunnerService\x12[\n\x0cStartAttempt\x12$.agent_runner.v1.StartAttemptRequest\x1a%.agent_runner.v1.StartAttemptResponse\x12[\n\x0c\x41ppendEvents\x12$.agent_runner.v1.AppendEventsRequest\x1a%.agent_runner.v1.AppendEventsResponse\x12m\n\x12ResolveEnvironment\x12*.agent_runner.v1.ResolveEnvironmentRequest\x1a+.agent_runner.v1.ResolveEnvironmentResponse\x12Y\n\nServeFiles\x12\".agent_runner.v1.ServeFilesRequest\x1a#.agent_runner.v1.ServeFilesResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,33 +53,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STARTATTEMPTREQUEST']._serialized_start=250
   _globals['_STARTATTEMPTREQUEST']._serialized_end=448
   _globals['_STARTATTEMPTRESPONSE']._serialized_start=451
-  _globals['_STARTATTEMPTRESPONSE']._serialized_end=711
-  _globals['_RECORDEDTOOLCALL']._serialized_start=714
-  _globals['_RECORDEDTOOLCALL']._serialized_end=862
-  _globals['_STEERINGMESSAGE']._serialized_start=864
-  _globals['_STEERINGMESSAGE']._serialized_end=936
-  _globals['_APPENDEVENTSREQUEST']._serialized_start=939
-  _globals['_APPENDEVENTSREQUEST']._serialized_end=1133
-  _globals['_APPENDEVENTSRESPONSE']._serialized_start=1136
-  _globals['_APPENDEVENTSRESPONSE']._serialized_end=1368
-  _globals['_RESOLVEENVIRONMENTREQUEST']._serialized_start=1370
-  _globals['_RESOLVEENVIRONMENTREQUEST']._serialized_end=1476
-  _globals['_RESOLVEENVIRONMENTRESPONSE']._serialized_start=1479
-  _globals['_RESOLVEENVIRONMENTRESPONSE']._serialized_end=1669
-  _globals['_RESOLVEDVARIABLE']._serialized_start=1671
-  _globals['_RESOLVEDVARIABLE']._serialized_end=1784
-  _globals['_REFERENCEDMCPSERVER']._serialized_start=1786
-  _globals['_REFERENCEDMCPSERVER']._serialized_end=1895
-  _globals['_SERVEFILESREQUEST']._serialized_start=1898
-  _globals['_SERVEFILESREQUEST']._serialized_end=2209
-  _globals['_SERVEFILESRESPONSE']._serialized_start=2212
-  _globals['_SERVEFILESRESPONSE']._serialized_end=2500
-  _globals['_FILESREADY']._serialized_start=2502
-  _globals['_FILESREADY']._serialized_end=2514
-  _globals['_FILESDONE']._serialized_start=2516
-  _globals['_FILESDONE']._serialized_end=2558
-  _globals['_FILESFAILURE']._serialized_start=2560
-  _globals['_FILESFAILURE']._serialized_end=2618
-  _globals['_RUNNERSERVICE']._serialized_start=2621
-  _globals['_RUNNERSERVICE']._serialized_end=3024
+  _globals['_STARTATTEMPTRESPONSE']._serialized_end=733
+  _globals['_RECORDEDTOOLCALL']._serialized_start=736
+  _globals['_RECORDEDTOOLCALL']._serialized_end=884
+  _globals['_STEERINGMESSAGE']._serialized_start=886
+  _globals['_STEERINGMESSAGE']._serialized_end=958
+  _globals['_APPENDEVENTSREQUEST']._serialized_start=961
+  _globals['_APPENDEVENTSREQUEST']._serialized_end=1155
+  _globals['_APPENDEVENTSRESPONSE']._serialized_start=1158
+  _globals['_APPENDEVENTSRESPONSE']._serialized_end=1390
+  _globals['_RESOLVEENVIRONMENTREQUEST']._serialized_start=1393
+  _globals['_RESOLVEENVIRONMENTREQUEST']._serialized_end=1521
+  _globals['_RESOLVEENVIRONMENTRESPONSE']._serialized_start=1524
+  _globals['_RESOLVEENVIRONMENTRESPONSE']._serialized_end=1714
+  _globals['_RESOLVEDVARIABLE']._serialized_start=1716
+  _globals['_RESOLVEDVARIABLE']._serialized_end=1829
+  _globals['_REFERENCEDMCPSERVER']._serialized_start=1831
+  _globals['_REFERENCEDMCPSERVER']._serialized_end=1940
+  _globals['_SERVEFILESREQUEST']._serialized_start=1943
+  _globals['_SERVEFILESREQUEST']._serialized_end=2254
+  _globals['_SERVEFILESRESPONSE']._serialized_start=2257
+  _globals['_SERVEFILESRESPONSE']._serialized_end=2545
+  _globals['_FILESREADY']._serialized_start=2547
+  _globals['_FILESREADY']._serialized_end=2559
+  _globals['_FILESDONE']._serialized_start=2561
+  _globals['_FILESDONE']._serialized_end=2603
+  _globals['_FILESFAILURE']._serialized_start=2605
+  _globals['_FILESFAILURE']._serialized_end=2663
+  _globals['_RUNNERSERVICE']._serialized_start=2666
+  _globals['_RUNNERSERVICE']._serialized_end=3069
 # @@protoc_insertion_point(module_scope)

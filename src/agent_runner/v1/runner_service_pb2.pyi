@@ -70,8 +70,11 @@ class StartAttemptResponse(_message.Message):
     EXECUTION_FIELD_NUMBER: _builtins.int
     TOOL_CALLS_FIELD_NUMBER: _builtins.int
     STEERING_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
     """To be sent with every append."""
+    token: _builtins.str
+    """Shows that the caller is this attempt; for `ResolveEnvironment`. Kept as a hash alone, told only here."""
     @_builtins.property
     def execution(self) -> _api_pb2.AgentExecution:
         """The execution with its status, after `attempt_started`."""
@@ -93,10 +96,11 @@ class StartAttemptResponse(_message.Message):
         execution: _api_pb2.AgentExecution | None = ...,
         tool_calls: _abc.Iterable[Global___RecordedToolCall] | None = ...,
         steering: _abc.Iterable[Global___SteeringMessage] | None = ...,
+        token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "execution", b"execution", "steering", b"steering", "tool_calls", b"tool_calls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "execution", b"execution", "steering", b"steering", "token", b"token", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -241,18 +245,22 @@ class ResolveEnvironmentRequest(_message.Message):
 
     EXECUTION_ID_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
     execution_id: _builtins.str
     attempt: _builtins.int
     """The number `StartAttempt` gave."""
+    token: _builtins.str
+    """The token it gave with it."""
     def __init__(
         self,
         *,
         execution_id: _builtins.str = ...,
         attempt: _builtins.int = ...,
+        token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "execution_id", b"execution_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "execution_id", b"execution_id", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

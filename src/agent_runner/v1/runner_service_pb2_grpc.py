@@ -81,9 +81,9 @@ class RunnerServiceServicer:
     def ResolveEnvironment(self, request, context):
         """The variables of an execution, secrets in clear: the one place where they come out. The first call
         merges the layers and keeps the result as the execution's ExecutionContext; later attempts get the
-        same. ABORTED: a newer attempt holds the execution. FAILED_PRECONDITION: it has ended, or a secret
-        cannot be decrypted. NOT_FOUND: a reference leads nowhere. INVALID_ARGUMENT: an environment is of
-        another organization.
+        same. PERMISSION_DENIED: `token` is not the one this attempt was given. ABORTED: a newer attempt holds
+        the execution. FAILED_PRECONDITION: it has ended, or a secret cannot be decrypted. NOT_FOUND: a
+        reference leads nowhere. INVALID_ARGUMENT: an environment is of another organization.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -45,9 +45,9 @@ class RunnerServiceStub:
     ResolveEnvironment: _grpc.UnaryUnaryMultiCallable[_runner_service_pb2.ResolveEnvironmentRequest, _runner_service_pb2.ResolveEnvironmentResponse]
     """The variables of an execution, secrets in clear: the one place where they come out. The first call
     merges the layers and keeps the result as the execution's ExecutionContext; later attempts get the
-    same. ABORTED: a newer attempt holds the execution. FAILED_PRECONDITION: it has ended, or a secret
-    cannot be decrypted. NOT_FOUND: a reference leads nowhere. INVALID_ARGUMENT: an environment is of
-    another organization.
+    same. PERMISSION_DENIED: `token` is not the one this attempt was given. ABORTED: a newer attempt holds
+    the execution. FAILED_PRECONDITION: it has ended, or a secret cannot be decrypted. NOT_FOUND: a
+    reference leads nowhere. INVALID_ARGUMENT: an environment is of another organization.
     """
     ServeFiles: _grpc.StreamStreamMultiCallable[_runner_service_pb2.ServeFilesRequest, _runner_service_pb2.ServeFilesResponse]
     """Does what somebody waits for with the files of a session. The runner opens the call with the id its
@@ -73,9 +73,9 @@ class RunnerServiceAsyncStub(RunnerServiceStub):
     ResolveEnvironment: _aio.UnaryUnaryMultiCallable[_runner_service_pb2.ResolveEnvironmentRequest, _runner_service_pb2.ResolveEnvironmentResponse]  # type: ignore[assignment]
     """The variables of an execution, secrets in clear: the one place where they come out. The first call
     merges the layers and keeps the result as the execution's ExecutionContext; later attempts get the
-    same. ABORTED: a newer attempt holds the execution. FAILED_PRECONDITION: it has ended, or a secret
-    cannot be decrypted. NOT_FOUND: a reference leads nowhere. INVALID_ARGUMENT: an environment is of
-    another organization.
+    same. PERMISSION_DENIED: `token` is not the one this attempt was given. ABORTED: a newer attempt holds
+    the execution. FAILED_PRECONDITION: it has ended, or a secret cannot be decrypted. NOT_FOUND: a
+    reference leads nowhere. INVALID_ARGUMENT: an environment is of another organization.
     """
     ServeFiles: _aio.StreamStreamMultiCallable[_runner_service_pb2.ServeFilesRequest, _runner_service_pb2.ServeFilesResponse]  # type: ignore[assignment]
     """Does what somebody waits for with the files of a session. The runner opens the call with the id its
@@ -116,9 +116,9 @@ class RunnerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_runner_service_pb2.ResolveEnvironmentResponse, _abc.Awaitable[_runner_service_pb2.ResolveEnvironmentResponse]]:
         """The variables of an execution, secrets in clear: the one place where they come out. The first call
         merges the layers and keeps the result as the execution's ExecutionContext; later attempts get the
-        same. ABORTED: a newer attempt holds the execution. FAILED_PRECONDITION: it has ended, or a secret
-        cannot be decrypted. NOT_FOUND: a reference leads nowhere. INVALID_ARGUMENT: an environment is of
-        another organization.
+        same. PERMISSION_DENIED: `token` is not the one this attempt was given. ABORTED: a newer attempt holds
+        the execution. FAILED_PRECONDITION: it has ended, or a secret cannot be decrypted. NOT_FOUND: a
+        reference leads nowhere. INVALID_ARGUMENT: an environment is of another organization.
         """
 
     @_abc_1.abstractmethod

@@ -31,7 +31,7 @@ from ai.stigmer.commons.apiresource.apiresourcekind.api_resource_kind_pb2 import
         (grpc.StatusCode.ABORTED, errors.ConflictError),
         (grpc.StatusCode.FAILED_PRECONDITION, errors.FailedPreconditionError),
         (grpc.StatusCode.UNAUTHENTICATED, errors.UnauthenticatedError),
-        (grpc.StatusCode.PERMISSION_DENIED, errors.UnauthenticatedError),
+        (grpc.StatusCode.PERMISSION_DENIED, errors.PermissionDeniedError),
         (grpc.StatusCode.UNAVAILABLE, errors.UnavailableError),
         (grpc.StatusCode.UNIMPLEMENTED, UnsupportedError),
         (grpc.StatusCode.INVALID_ARGUMENT, errors.InvalidRequestError),

@@ -16,8 +16,8 @@ class GrpcEnvironmentResolver:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
-    async def resolve(self, execution_id: str, attempt: int) -> ResolvedEnvironment | None:
-        request = ResolveEnvironmentRequest(execution_id=execution_id, attempt=attempt)
+    async def resolve(self, execution_id: str, attempt: int, token: str) -> ResolvedEnvironment | None:
+        request = ResolveEnvironmentRequest(execution_id=execution_id, attempt=attempt, token=token)
         try:
             answer = await self._channel.unary(_RESOLVE, request, ResolveEnvironmentResponse)
         except UnsupportedError:

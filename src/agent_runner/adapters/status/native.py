@@ -79,7 +79,7 @@ class NativeSinks:
         except ConflictError as error:
             raise FencedError(attempt.execution_id, 0, attempt.activity_attempt) from error
         steering = [SteeringMessage(given.execution_id, given.text) for given in answer.steering]
-        grant = Grant(answer.attempt, answer.execution, _recorded(answer), steering)
+        grant = Grant(answer.attempt, answer.execution, _recorded(answer), steering, answer.token)
         return NativeSink(self._channel, self._settings, attempt.execution_id, grant), grant
 
 

@@ -308,6 +308,7 @@ class MongoEventLog:
             "attempt": head.attempt,
             "position": head.position,
             "snapshot_seq": head.snapshot_seq,
+            "token": Binary(head.token),
             "snapshot_id": snapshot_id,
             "snapshot_digest": digest,
             "first": expected_seq + 1,
@@ -390,7 +391,9 @@ class MongoEventLog:
 
 
 def _head(tail: Document, snapshot: bytes) -> LogHead:
-    return LogHead(tail["last"], tail["attempt"], tail["position"], tail["snapshot_seq"], snapshot)
+    position = tail["position"], tail["snapshot_seq"]
+    # Logs of earlier releases have no token.
+    return LogHead(tail["last"], tail["attempt"], *position, snapshot, bytes(tail.get("token", b"")))
 
 
 def _events(batch: Document) -> Iterable[tuple[int, bytes]]:

@@ -228,7 +228,7 @@ class SqliteEventLog:
 
 def _select_head(execution_id: str, connection: apsw.Connection) -> LogHead:
     row = connection.execute(
-        "SELECT l.last_seq, l.attempt, l.position, l.snapshot_seq, coalesce(s.body, x'')"
+        "SELECT l.last_seq, l.attempt, l.position, l.snapshot_seq, coalesce(s.body, x''), l.token"
         " FROM logs l LEFT JOIN snapshots s ON s.log = l.id WHERE l.execution_id = ?",
         (execution_id,),
     ).get
@@ -250,16 +250,16 @@ def _append(
 
 def _advance(execution_id: str, expected_seq: int, head: LogHead, connection: apsw.Connection) -> int:
     """Move the head of a log, or make the log; returns the log's id."""
-    values = (head.last_seq, head.attempt, head.position, head.snapshot_seq, execution_id)
+    values = (head.last_seq, head.attempt, head.position, head.snapshot_seq, head.token, execution_id)
     log = connection.execute(
-        "UPDATE logs SET last_seq = ?, attempt = ?, position = ?, snapshot_seq = ?"
+        "UPDATE logs SET last_seq = ?, attempt = ?, position = ?, snapshot_seq = ?, token = ?"
         " WHERE execution_id = ? AND last_seq = ? RETURNING id",
         (*values, expected_seq),
     ).get
     if log is None and expected_seq == 0:
         log = connection.execute(
-            "INSERT INTO logs (last_seq, attempt, position, snapshot_seq, execution_id)"
-            " VALUES (?, ?, ?, ?, ?) ON CONFLICT (execution_id) DO NOTHING RETURNING id",
+            "INSERT INTO logs (last_seq, attempt, position, snapshot_seq, token, execution_id)"
+            " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (execution_id) DO NOTHING RETURNING id",
             values,
         ).get
     if log is None:

@@ -16,9 +16,10 @@ import apsw
 import pytest
 
 from agent_runner.adapters.store.database import SqliteDatabase
+from agent_runner.adapters.store.schema import MIGRATIONS
 from agent_runner.adapters.store.sqlite import SqliteEventLog, SqliteResourceStore
 from agent_runner.errors import SettingsError, UnavailableError
-from agent_runner.ports.stores import ResourceKey
+from agent_runner.ports.stores import LogHead, ResourceKey
 
 TABLE = ("CREATE TABLE things (name TEXT PRIMARY KEY, value BLOB) STRICT",)
 
@@ -190,6 +191,20 @@ async def test_a_schema_is_brought_up_to_date_once(tmp_path: Path) -> None:
 
     with pytest.raises(SettingsError, match="schema version 2; this release knows up to 1"):
         await SqliteDatabase(path, migrations=TABLE).open()
+
+
+async def test_a_log_of_the_first_schema_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "test.db"
+    old = "INSERT INTO logs VALUES (1, 'ex-1', 3, 1, 3, 0)"
+    async with SqliteDatabase(path, migrations=MIGRATIONS[:1]) as database:
+        await database.write(lambda connection: connection.execute(old))
+
+    async with SqliteDatabase(path) as database:
+        log = SqliteEventLog(database)
+        assert await log.head("ex-1") == LogHead(last_seq=3, attempt=1, position=3)
+        head = LogHead(last_seq=4, attempt=2, token=b"hash")
+        await log.append("ex-1", [b"four"], expected_seq=3, head=head)
+        assert await log.head("ex-1") == head
 
 
 async def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
