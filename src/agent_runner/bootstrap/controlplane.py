@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -20,10 +20,11 @@ from agent_runner.adapters.temporal.connection import TemporalConnection
 from agent_runner.adapters.workflows.temporal import StarterSettings, TemporalWorkflowStarter
 from agent_runner.bootstrap.data import DataDirectory, held
 from agent_runner.bootstrap.keys import encryption_keys
+from agent_runner.bootstrap.skills import skill_limits
 from agent_runner.bootstrap.web import web_port
+from agent_runner.bootstrap.workers import once_connected
 from agent_runner.controlplane.local import LocalCalls
 from agent_runner.controlplane.server import ControlPlane
-from agent_runner.domain.archives import ArchiveLimits
 from agent_runner.runner.ends import ServiceEnds
 from agent_runner.runner.worker import ControlPlaneWorker
 from agent_runner.services.container import Services, build_services
@@ -99,14 +100,6 @@ async def control_plane(
         yield Serving(f"{settings.listen.rpartition(':')[0]}:{port}", api.local)
 
 
-def skill_limits(settings: Settings) -> ArchiveLimits:
-    return ArchiveLimits(
-        compressed_bytes=settings.skill_archive_bytes,
-        uncompressed_bytes=settings.skill_unpacked_bytes,
-        entries=settings.skill_entries,
-    )
-
-
 def retention_policy(settings: Settings) -> RetentionPolicy:
     return RetentionPolicy(
         compact_after=timedelta(minutes=settings.compact_after_minutes) or None,
@@ -129,34 +122,3 @@ async def _run_workflows(settings: Settings, connection: TemporalConnection, ser
     worker = ControlPlaneWorker(client, ServiceEnds(services), task_queue=settings.workflow_task_queue)
     async with worker:
         await worker.wait()
-
-
-@asynccontextmanager
-async def once_connected(
-    connection: TemporalConnection, work: Callable[[], Awaitable[None]]
-) -> AsyncIterator[None]:
-    """Do the work for as long as the context is open, from when Temporal can be reached.
-
-    Work that fails, such as a worker whose namespace is gone, is begun again.
-    """
-
-    async def keep_working() -> None:
-        while True:
-            await connection.wait()
-            try:
-                await work()
-            except asyncio.CancelledError:
-                raise
-            # The edge of a task nobody watches: the SDK raises RuntimeError for whatever ended its worker.
-            except Exception:
-                log.exception("a worker ended by itself and is started again")
-            await asyncio.sleep(1)
-
-    task = asyncio.create_task(keep_working(), name="worker")
-    # A worker that is there already when the API opens makes the first start eager.
-    await asyncio.sleep(0)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task])

@@ -21,11 +21,12 @@ from agent_runner.adapters.skills.grpc import GrpcSkillReader
 from agent_runner.adapters.status.native import BatchSettings
 from agent_runner.adapters.status.sinks import NegotiatingSinks
 from agent_runner.adapters.temporal.connection import TemporalConnection
-from agent_runner.bootstrap.controlplane import once_connected, skill_limits
 from agent_runner.bootstrap.data import DataDirectory
 from agent_runner.bootstrap.engines import agent_factory
 from agent_runner.bootstrap.process import settle
 from agent_runner.bootstrap.sandboxes import reaping, sandbox_provider
+from agent_runner.bootstrap.skills import skill_limits
+from agent_runner.bootstrap.workers import once_connected
 from agent_runner.client.channels import Channel
 from agent_runner.domain.masking import LiveSecrets
 from agent_runner.runner.attempts import Parts
