@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from agent_runner.adapters.artifacts.deferred import DeferredArtifactStore
 from agent_runner.adapters.artifacts.objects import ObjectArtifactStore
 from agent_runner.errors import InvalidRequestError, NotFoundError, SettingsError, UnavailableError
 from agent_runner.ports.artifacts import ArtifactStore
@@ -14,6 +15,7 @@ from agent_runner.ports.artifacts import ArtifactStore
 STORES: dict[str, Callable[[Path], ArtifactStore]] = {
     "memory": lambda folder: ObjectArtifactStore.from_url("memory:///"),
     "file": lambda folder: ObjectArtifactStore.from_url((folder / "artifacts").as_uri()),
+    "deferred": lambda folder: DeferredArtifactStore(lambda: ObjectArtifactStore.from_url("memory:///")),
 }
 
 

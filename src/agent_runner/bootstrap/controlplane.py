@@ -12,12 +12,12 @@ from importlib.metadata import version
 import structlog
 
 from agent_runner.adapters.announcers.memory import MemoryAnnouncer
-from agent_runner.adapters.artifacts.objects import ObjectArtifactStore
 from agent_runner.adapters.secrets.key_files import open_keyring
 from agent_runner.adapters.store.database import SqliteDatabase
 from agent_runner.adapters.store.sqlite import SqliteEventLog, SqliteResourceStore
 from agent_runner.adapters.temporal.connection import TemporalConnection
 from agent_runner.adapters.workflows.temporal import StarterSettings, TemporalWorkflowStarter
+from agent_runner.bootstrap.artifacts import artifact_store
 from agent_runner.bootstrap.data import DataDirectory, held
 from agent_runner.bootstrap.keys import encryption_keys
 from agent_runner.bootstrap.skills import skill_limits
@@ -78,7 +78,7 @@ async def control_plane(
             SqliteEventLog(database),
             MemoryAnnouncer(),
             TemporalWorkflowStarter(connection, starter),
-            artifacts=ObjectArtifactStore.from_url(settings.artifact_store or data.artifacts.as_uri()),
+            artifacts=artifact_store(settings, data),
             spool=data.root,
             skill_limits=skill_limits(settings),
             secrets=open_keyring(encryption_keys(settings), data.root),

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from agent_runner.v1.server_service_pb2 import GetMetricsResponse
 
 PREFIX = "agent_runner"
+CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 def as_text(answer: GetMetricsResponse) -> bytes:

@@ -14,9 +14,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from agent_runner.domain.archives import Entry
 from agent_runner.domain.ids import make_id
 from agent_runner.domain.slugs import slug_of
@@ -236,6 +233,10 @@ def description_of(text: str) -> str:
 def _mapping(source: str) -> Mapping[Any, Any]:
     if len(source.encode()) > MAX_FRONT_MATTER_BYTES:
         raise ArtifactError(f"SKILL.md: the front matter has over {MAX_FRONT_MATTER_BYTES} bytes.")
+    # Imported with the first front matter: 1.5 MiB, which most processes never need.
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
     try:
         loaded = YAML(typ="safe", pure=True).load(source)
     except (YAMLError, ValueError) as error:

@@ -10,14 +10,14 @@ import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from agent_runner.errors import ModelError
+
+if TYPE_CHECKING:
+    from ruamel.yaml.comments import CommentedMap
 
 SUFFIXES = (".yaml", ".yml")
 
@@ -186,6 +186,11 @@ def read_script(path: Path) -> Script:
     Raises:
         ModelError: it cannot be read or is wrong; the message begins with `file:line:column`.
     """
+    # Imported with the first script: 1.5 MiB, which runners of other models do without.
+    from ruamel.yaml import YAML
+    from ruamel.yaml.comments import CommentedMap
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
     try:
         tree = YAML().load(path.read_text(encoding="utf-8"))
     except MarkedYAMLError as error:
@@ -228,6 +233,8 @@ def _plain(node: Any) -> Any:
 
 def _position(tree: CommentedMap, loc: Sequence[int | str]) -> tuple[int, int]:
     """Line and column, from 1, of the deepest part of `loc` the file has."""
+    from ruamel.yaml.comments import CommentedMap, CommentedSeq
+
     node: Any = tree
     line, column = tree.lc.line, tree.lc.col
     for part in loc:

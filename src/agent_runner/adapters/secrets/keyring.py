@@ -8,13 +8,13 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from typing import Final
-
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from typing import TYPE_CHECKING, Final
 
 from agent_runner.errors import SecretUnreadableError, SettingsError
 from agent_runner.ports.secrets import SecretPlace
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
@@ -46,7 +46,7 @@ class Keyring:
                     f"{_SETTING}: key {key_id!r} has {len(key)} bytes, not {KEY_BYTES}. "
                     "Make one with: openssl rand -base64 32"
                 )
-        self._keys = {key_id: AESGCM(key) for key_id, key in keys.items()}
+        self._keys = dict(keys)
         self._current = next(iter(keys))
 
     @classmethod
@@ -74,7 +74,7 @@ class Keyring:
 
     def seal(self, value: str, place: SecretPlace) -> str:
         nonce = os.urandom(_NONCE_BYTES)
-        sealed = self._keys[self._current].encrypt(nonce, value.encode(), _bound_to(place))
+        sealed = self._cipher(self._current).encrypt(nonce, value.encode(), _bound_to(place))
         return f"{_VERSION}.{self._current}.{base64.urlsafe_b64encode(nonce + sealed).decode().rstrip('=')}"
 
     def open(self, sealed: str, place: SecretPlace) -> str:
@@ -86,17 +86,24 @@ class Keyring:
                 f"{place} is encrypted with key {key_id!r}, which is not in the keyring. "
                 f"Add that key to {_SETTING}, or set the value again."
             )
+        from cryptography.exceptions import InvalidTag
+
         data = sealed.split(".", 2)[2]
         try:
             raw = base64.urlsafe_b64decode(data + "=" * (-len(data) % 4))
-            return (
-                self._keys[key_id].decrypt(raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], _bound_to(place)).decode()
-            )
+            nonce, ciphertext = raw[:_NONCE_BYTES], raw[_NONCE_BYTES:]
+            return self._cipher(key_id).decrypt(nonce, ciphertext, _bound_to(place)).decode()
         except (InvalidTag, ValueError):
             raise SecretUnreadableError(
                 f"{place} was altered, moved from another place, or encrypted with another key called "
                 f"{key_id!r}. Set its value again."
             ) from None
+
+    def _cipher(self, key_id: str) -> AESGCM:
+        # Imported with the first secret: 7 MiB, which a process that has none does without.
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+        return AESGCM(self._keys[key_id])
 
     def key_id(self, sealed: str) -> str:
         parts = sealed.split(".")
