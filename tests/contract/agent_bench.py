@@ -82,21 +82,26 @@ class Journal:
         self.on_begin = self.on_finish = lambda event: None
 
     async def begin(self, event: ExecutionEvent) -> None:
-        call = event.tool_call_started
         self.on_begin(event)
+        self.take(event)
         await asyncio.sleep(0)
-        self.events.append(event)
-        self.began.append(call.name)
-        self.calls[call.tool_call_id] = RecordedCall(finished=False)
 
     async def finish(self, event: ExecutionEvent) -> None:
         self.on_finish(event)
+        self.take(event)
         await asyncio.sleep(0)
+
+    def take(self, event: ExecutionEvent) -> None:
+        """Log an event, whichever way it came."""
         self.events.append(event)
-        if event.HasField("tool_call_failed"):
+        if event.HasField("tool_call_started"):
+            call = event.tool_call_started
+            self.began.append(call.name)
+            self.calls[call.tool_call_id] = RecordedCall(finished=False)
+        elif event.HasField("tool_call_failed"):
             failed = event.tool_call_failed
             self.calls[failed.tool_call_id] = RecordedCall(True, True, failed.error)
-        else:
+        elif event.HasField("tool_call_completed"):
             done = event.tool_call_completed
             self.calls[done.tool_call_id] = RecordedCall(True, False, done.result)
 
@@ -158,5 +163,5 @@ class Bench:
         journal = journal or Journal()
         async with self.session(script, journal) as session:
             async for event in session.run(turn or self.turn()):
-                journal.events.append(event)
+                journal.take(event)
         return journal

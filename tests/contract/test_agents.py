@@ -474,7 +474,7 @@ async def crashed(bench: Bench, script: str, turn: Turn, journal: Journal, after
     async def attempt() -> None:
         async with bench.session(script, journal) as session:
             async for event in session.run(turn):
-                journal.events.append(event)
+                journal.take(event)
                 if after():
                     return
 
@@ -486,7 +486,7 @@ async def resumed(bench: Bench, script: str, turn: Turn, journal: Journal) -> No
     async with bench.session(script, journal) as session:
         assert await session.unfinished(turn)
         async for event in session.run(turn):
-            journal.events.append(event)
+            journal.take(event)
 
 
 async def test_a_resumed_turn_repeats_no_finished_tool(bench: Bench) -> None:
@@ -503,7 +503,7 @@ async def test_a_finished_call_whose_step_was_not_saved_gives_its_recorded_resul
     turn, journal = bench.turn(), Journal()
 
     def die(event: ExecutionEvent) -> None:
-        journal.events.append(event)
+        journal.take(event)
         done = event.tool_call_completed
         journal.calls[done.tool_call_id] = RecordedCall(True, False, "from the journal")
         raise RuntimeError("the worker died")
@@ -660,7 +660,7 @@ async def test_draining_stops_at_a_checkpoint_and_another_goes_on(bench: Bench) 
     async with bench.session(WORK, journal) as session:
         with pytest.raises(DrainedError):
             async for event in session.run(turn):
-                journal.events.append(event)
+                journal.take(event)
                 if event.HasField("message_started"):
                     session.request_drain("worker stops")
     await resumed(bench, WORK, turn, journal)
@@ -691,7 +691,7 @@ turns:
         journal.on_begin = drain
         with pytest.raises(DrainedError):
             async for event in session.run(turn):
-                journal.events.append(event)
+                journal.take(event)
     assert await content(bench, "/workspace/log") == "a\n"
     await resumed(bench, script, turn, journal)
     assert await content(bench, "/workspace/log") == "a\nb\n"

@@ -132,10 +132,11 @@ class AgentSession(Protocol):
         """Run the turn, or go on with it where a checkpoint of it is there.
 
         Yields events of our vocabulary without `seq`, `attempt` and `time`: messages, todos,
-        sub-agents, usage, warnings, and output of tools that still run. Tool calls are not yielded:
-        they go to the journal, which knows them before the tool runs. What was yielded must have been
-        taken in before the next is asked for: a call begins in the journal only when all that comes
-        before it has been. Ends when the agent has answered.
+        sub-agents, usage, warnings, output of tools that still run, and the calls of tools that may run
+        again without harm. Calls of other tools are not yielded: they go to the journal, which knows
+        them before the tool runs. What was yielded must have been taken in before the next is asked
+        for: a call begins in the journal only when all that comes before it has been. Ends when the
+        agent has answered.
 
         Raises:
             ModelError: the model failed for good.

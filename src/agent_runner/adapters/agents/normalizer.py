@@ -6,8 +6,8 @@ recorded streams are enough to test it. The rules:
 - A model step is a task `model`; its id makes the message's id. Chunks of one step with another run id
   mean that the call was tried again: the message begins anew.
 - `tools` tasks carry their tool call in the input. The calls themselves go to the journal by the
-  middleware; here a `task` call becomes a sub-agent, and everything of a namespace below its task
-  belongs to that sub-agent.
+  middleware, or come as ready events where nobody has to wait for them; here a `task` call becomes a
+  sub-agent, and everything of a namespace below its task belongs to that sub-agent.
 - Every other node is the engine's own business.
 """
 
@@ -177,7 +177,9 @@ class Normalizer:
         return ExecutionEvent(sub_agent_id=sub_agent, usage_reported=reported)
 
     def _custom(self, data: Any) -> Iterator[ExecutionEvent]:
-        if isinstance(data, ToolOutput):
+        if isinstance(data, ExecutionEvent):
+            yield data
+        elif isinstance(data, ToolOutput):
             output = ToolCallOutput(tool_call_id=data.tool_call_id, text=data.text)
             yield ExecutionEvent(sub_agent_id=data.sub_agent_id, tool_call_output=output)
         elif isinstance(data, Warned):

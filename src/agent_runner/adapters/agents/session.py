@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -140,6 +141,8 @@ class DeepAgentSession:
             async for namespace, mode, data in items:
                 if type(data) is Barrier:
                     data.passed.set()
+                    # Who waited goes first: calls are told of in the order of their message.
+                    await asyncio.sleep(0)
                     continue
                 for event in normalizer.events(namespace, mode, data):
                     yield event

@@ -1,8 +1,9 @@
 """Around each tool call: the journal, so that what a tool does happens once. Any LangChain engine.
 
-A call is begun in the journal before its tool runs and finished after, durably both times. A call an
-earlier attempt finished gives the recorded result; one it left open is run again when it changes
-nothing, and is otherwise told to the model as interrupted.
+A call is begun in the journal before its tool runs and finished after, durably both times. One whose
+tool may run again is only told of, in order with the rest: it waits for nobody. A call an earlier attempt
+finished gives the recorded result; one it left open is run again when it changes nothing, and is
+otherwise told to the model as interrupted.
 
 A tool that raises does not end the turn: the model reads the error. An `execute` whose command fails is
 a finished call, since its result, the output and the exit code, is what was asked for.
@@ -15,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from langchain.agents.middleware import AgentMiddleware
@@ -30,6 +32,7 @@ from agent_runner.adapters.agents.normalizer import SUB_AGENT_TOOL, TODO_TOOL
 from agent_runner.adapters.agents.signals import ToolOutput, all_handed_on
 from agent_runner.errors import FencedError, LimitReachedError, ModelError, UnavailableError
 from agent_runner.ports.agents import RecordedCall, ToolJournal, unmasked
+from agent_runner.v1.events_pb2 import ExecutionEvent
 
 READ_ONLY_TOOLS = frozenset({"ls", "read_file", "glob", "grep", "read", "search", "think", "list_files"})
 # These change nothing but the engine's own state, which a recorded text cannot bring back.
@@ -114,28 +117,38 @@ class ToolCalls(AgentMiddleware[Any, Any, Any]):
     async def _run(self, request: ToolCallRequest, handler: Handler) -> Result:
         call = request.tool_call
         running = _Running(call["id"] or "", call["name"], _sub_agent.get(), request.runtime.stream_writer)
-        # The message that asks for the call is logged before the call.
-        await all_handed_on(running.write)
+        tell = partial(_tell, running) if _may_run_again(request) else partial(self._keep, running)
         asking = str(getattr(_asking_message(request), "id", None) or "")
-        await self._journal.begin(
-            started_call(running.call_id, running.name, call["args"], asking, running.sub_agent_id)
-        )
+        await tell(started_call(running.call_id, running.name, call["args"], asking, running.sub_agent_id))
         with _context_of(running):
             result = _masked(await _ran(request, handler), self._mask)
-        if running.printed:
-            await all_handed_on(running.write)
-        message = _message_of(result, running.call_id)
-        text = result_of(message.content) if message is not None else ""
-        if message is not None and message.status == "error":
-            await self._journal.finish(failed_call(running.call_id, text, running.sub_agent_id))
-        else:
-            await self._journal.finish(completed_call(running.call_id, text, running.sub_agent_id))
+        await tell(_ended_call(running, result))
         return result
+
+    async def _keep(self, running: _Running, event: ExecutionEvent) -> None:
+        """Put the beginning or the end of a call into the journal, after all that was streamed before it."""
+        if running.printed or event.HasField("tool_call_started"):
+            await all_handed_on(running.write)
+        if event.HasField("tool_call_started"):
+            await self._journal.begin(event)
+        else:
+            await self._journal.finish(event)
 
     async def _interrupted(self, request: ToolCallRequest) -> ToolMessage:
         call_id = request.tool_call["id"] or ""
         await self._journal.finish(failed_call(call_id, INTERRUPTED, _sub_agent.get(), interrupted=True))
         return _error(request, INTERRUPTED)
+
+
+async def _tell(running: _Running, event: ExecutionEvent) -> None:
+    running.write(event)
+
+
+def _ended_call(running: _Running, result: Result) -> ExecutionEvent:
+    message = _message_of(result, running.call_id)
+    text = result_of(message.content) if message is not None else ""
+    ended = failed_call if message is not None and message.status == "error" else completed_call
+    return ended(running.call_id, text, running.sub_agent_id)
 
 
 async def _ran(request: ToolCallRequest, handler: Handler) -> Result:

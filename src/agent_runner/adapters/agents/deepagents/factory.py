@@ -21,7 +21,7 @@ from agent_runner.adapters.agents.limits import LimitCounter
 from agent_runner.adapters.agents.model_calls import ModelCalls, RetryPolicy
 from agent_runner.adapters.agents.session import DeepAgentSession
 from agent_runner.adapters.agents.tool_calls import ToolCalls, report_output
-from agent_runner.adapters.agents.tracing import trace_without_threads
+from agent_runner.adapters.agents.tracing import trace_when_asked
 from agent_runner.adapters.sandbox.deepagents_backend import SandboxBackend
 from agent_runner.ports.agents import AgentSession, AgentSpecification, Checkpoints, ToolJournal
 
@@ -75,7 +75,7 @@ class DeepAgentsFactory:
         # One at a time: building is Python throughout, so more threads would only starve the loop.
         self._building = asyncio.Semaphore(1)
         self._graphs = GraphPool()
-        trace_without_threads()
+        trace_when_asked()
 
     @property
     def engine(self) -> str:

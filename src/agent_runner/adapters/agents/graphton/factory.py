@@ -22,7 +22,7 @@ from agent_runner.adapters.agents.limits import LimitCounter
 from agent_runner.adapters.agents.model_calls import ModelCalls, RetryPolicy
 from agent_runner.adapters.agents.session import DeepAgentSession
 from agent_runner.adapters.agents.tool_calls import ToolCalls
-from agent_runner.adapters.agents.tracing import trace_without_threads
+from agent_runner.adapters.agents.tracing import trace_when_asked
 from agent_runner.ports.agents import AgentSession, AgentSpecification, Checkpoints, ToolJournal
 
 WORKSPACE_NOTE = (
@@ -59,7 +59,7 @@ class GraphtonFactory:
         self._retries = retries
         # One at a time: building is Python throughout, 0.2 s each, so more threads would starve the loop.
         self._building = asyncio.Semaphore(1)
-        trace_without_threads()
+        trace_when_asked()
 
     @property
     def engine(self) -> str:
