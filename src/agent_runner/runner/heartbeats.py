@@ -11,14 +11,18 @@ from datetime import timedelta
 from temporalio import activity
 
 INTERVAL = timedelta(seconds=1)
+PER_TIMEOUT = 4
+"""So many heartbeats at least in the time after which an activity is taken for dead."""
 
 
 @asynccontextmanager
-async def heartbeats(interval: timedelta = INTERVAL) -> AsyncIterator[None]:
-    """Heartbeat at once and then on a timer, until the block is left.
+async def heartbeats() -> AsyncIterator[None]:
+    """Heartbeat at once and then on a timer, every second or more often, until the block is left.
 
     The details are empty: what was done is in the event log.
     """
+    timeout = activity.info().heartbeat_timeout
+    interval = min(INTERVAL, timeout / PER_TIMEOUT) if timeout else INTERVAL
     ticker = asyncio.create_task(_tick(interval.total_seconds()), name="heartbeats")
     try:
         yield
