@@ -43,8 +43,8 @@ async def _queue(folder: Path, options: argparse.Namespace) -> list[str]:
     return await queues.queues(
         folder,
         seed=options.seed,
-        messages=options.count or 1000,
-        sessions=options.sessions or 20,
+        messages=options.count or 10_000,
+        sessions=options.sessions or 100,
         workers=options.workers,
     )
 

@@ -114,6 +114,11 @@ class Cluster:
                 except AgentRunnerError:
                     await asyncio.sleep(0.1)
 
+    def cpu_seconds(self) -> float:
+        """CPU of all processes so far, without those a sandbox runs."""
+        pids = [self.pid(name) for name in ("server", *self.workers, "temporal")]
+        return float(sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids))
+
     def memory_mib(self, name: str) -> float:
         return float(psutil.Process(self.pid(name)).memory_info().rss / 2**20)
 

@@ -6,21 +6,28 @@ import asyncio
 import random
 import time
 from collections import Counter
+from collections.abc import Callable
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
+
+from temporalio.client import Client
 
 from agent_runner.client import AgentRunner
 from agent_runner.domain.phases import is_terminal, phase_word
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import EXECUTION_COMPLETED
-from chaos.checks import Findings, Session, check_order
+from chaos.checks import UNOWNED, Findings, Session, check_order
 from chaos.clusters import Cluster, cluster
-from chaos.loads import Load
+from chaos.loads import Load, Watched
 from chaos.reports import say
 from chaos.scripts import write_script
 
 _SENDERS = 50
 _PER_EXECUTION = timedelta(seconds=2)
+_PROGRESS = timedelta(seconds=15)
+_PARTS = 4
+"""The run is told in so many equal parts: a queue that costs more the longer it is shows in them."""
 
 
 async def queues(folder: Path, *, seed: int, messages: int, sessions: int, workers: int) -> list[str]:
@@ -35,45 +42,112 @@ async def queues(folder: Path, *, seed: int, messages: int, sessions: int, worke
                 load.add(await runner.executions.start(f"first of {number}", agent_id=agent))
                 for number in range(sessions)
             ]
+            _say_sizes(made, "before")
             began = time.monotonic()
             await _send(load, runner, [watched.session_id for watched in opened], messages)
             sent = time.monotonic() - began
             say(f"{messages} messages into {sessions} sessions: taken at {messages / sent:.0f} /s")
-            await _drained(runner, load, messages, began)
-        return await _judge(made, load, messages + sessions)
+            await _Drain(made, runner, load, messages + sessions, began).run()
+            _say_sizes(made, "after")
+            problems = await _closed(made)
+        return problems + await _judge(made, load, messages + sessions)
+
+
+async def _closed(made: Cluster) -> list[str]:
+    """Wait until Temporal has closed the workflows too, which are no use to anybody any more."""
+    client = await Client.connect(made.temporal.address)
+    began = time.monotonic()
+    while running := (await client.count_workflows("ExecutionStatus = 'Running'")).count:
+        if time.monotonic() - began > UNOWNED.total_seconds():
+            return [f"{running} workflows still run {UNOWNED} after their executions have ended"]
+        await asyncio.sleep(0.2)
+    say(f"all workflows are closed {time.monotonic() - began:.1f} s after the last execution has ended")
+    return []
+
+
+def _say_sizes(made: Cluster, when: str) -> None:
+    """What the processes hold in memory, and the stores on disk."""
+    memory = ", ".join(f"{p} {made.memory_mib(p):.0f}" for p in ("server", *made.workers, "temporal"))
+    stores = {"control plane": "control-plane.db*", "checkpoints": "checkpoints.db*"}
+    sizes = {name: _size(made.data, pattern) for name, pattern in stores.items()}
+    sizes["Temporal"] = _size(made.data.parent / "temporal", "temporal.db*")
+    say(f"{when}: MiB of memory: {memory}")
+    say(f"{when}: MiB on disk: {', '.join(f'{name} {size:.1f}' for name, size in sizes.items())}")
+
+
+def _size(folder: Path, pattern: str) -> float:
+    return sum(path.stat().st_size for path in folder.glob(pattern)) / 2**20
 
 
 async def _send(load: Load, runner: AgentRunner, sessions: list[str], messages: int) -> None:
-    gate = asyncio.Semaphore(_SENDERS)
-
-    async def send(number: int) -> None:
-        async with gate:
-            session_id = sessions[number % len(sessions)]
-            load.add(await runner.executions.start(f"n{number}", session_id=session_id))
-
-    async with asyncio.TaskGroup() as group:
-        for number in range(messages):
-            group.create_task(send(number))
-
-
-async def _drained(runner: AgentRunner, load: Load, messages: int, began: float) -> None:
-    """Wait for the last message of each session, which is the last one to run."""
-    limit = (_PER_EXECUTION * messages).total_seconds() + 120
+    """Send all, `_SENDERS` at a time, each session in turn."""
+    numbers = iter(range(messages))
     done = 0
 
-    async def last_of(execution_id: str) -> None:
+    async def send() -> None:
         nonlocal done
-        async for _ in runner.executions.watch(execution_id):
-            pass
-        done += 1
-        if done % max(len(load.sessions) // 5, 1) == 0:
-            say(f"{done} of {len(load.sessions)} sessions are through")
+        for number in numbers:
+            session_id = sessions[number % len(sessions)]
+            load.add(await runner.executions.start(f"n{number}", session_id=session_id))
+            done += 1
 
-    async with asyncio.timeout(limit), asyncio.TaskGroup() as group:
-        for members in load.sessions.values():
-            group.create_task(last_of(max(watched.execution_id for watched in members)))
-    elapsed = time.monotonic() - began
-    say(f"all done after {elapsed:.1f} s: {messages / elapsed:.1f} executions per second")
+    telling = asyncio.create_task(_tell(lambda: f"{done} of {messages} messages are taken"))
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(_SENDERS):
+                group.create_task(send())
+    finally:
+        telling.cancel()
+
+
+async def _tell(line: Callable[[], str]) -> None:
+    """Say from time to time how far long work is."""
+    while True:
+        await asyncio.sleep(_PROGRESS.total_seconds())
+        say(line())
+
+
+class _Drain:
+    """Follows each session from one execution to the next until all have ended."""
+
+    def __init__(self, made: Cluster, runner: AgentRunner, load: Load, count: int, began: float) -> None:
+        self._made = made
+        self._runner = runner
+        self._load = load
+        self._count = count
+        self._began = began
+        self._ends: list[float] = []
+        """Seconds at which executions were seen to have ended."""
+        self._cpu = [made.cpu_seconds()]
+        """Of all processes, at the beginning and at the end of each part."""
+
+    async def run(self) -> None:
+        limit = (_PER_EXECUTION * self._count).total_seconds() + 120
+        telling = asyncio.create_task(
+            _tell(lambda: f"{len(self._ends)} of {self._count} executions are done")
+        )
+        try:
+            async with asyncio.timeout(limit), asyncio.TaskGroup() as group:
+                for members in self._load.sessions.values():
+                    members.sort(key=lambda watched: watched.execution_id)
+                    group.create_task(self._follow(members))
+        finally:
+            telling.cancel()
+        elapsed, each = self._ends[-1], self._count / _PARTS
+        edges = [0.0, *(self._ends[self._count * part // _PARTS - 1] for part in range(1, _PARTS + 1))]
+        rates = [each / max(after - before, 0.001) for before, after in pairwise(edges)]
+        costs = [(after - before) / each * 1000 for before, after in pairwise(self._cpu)]
+        say(f"all done after {elapsed:.1f} s: {self._count / elapsed:.1f} executions per second")
+        say(f"of each {_PARTS}th part: {', '.join(f'{rate:.1f}' for rate in rates)} per second")
+        say(f"CPU of all processes per execution: {', '.join(f'{cost:.0f}' for cost in costs)} ms")
+
+    async def _follow(self, members: list[Watched]) -> None:
+        for watched in members:
+            async for _ in self._runner.executions.watch(watched.execution_id):
+                pass
+            self._ends.append(time.monotonic() - self._began)
+            if len(self._ends) == self._count * len(self._cpu) // _PARTS:
+                self._cpu.append(self._made.cpu_seconds())
 
 
 async def _judge(made: Cluster, load: Load, expected: int) -> list[str]:
@@ -96,6 +170,7 @@ async def _judge(made: Cluster, load: Load, expected: int) -> list[str]:
     say(f"{heard} executions: {dict(found.phases)}, longest silence {found.longest_silence:.1f} s")
     if heard != expected:
         problems.append(f"{expected} were sent, {heard} are there")
+    say(f"{len(problems)} heard out of turn, {len(found.problems)} begun out of turn or more than once")
     return problems + found.problems
 
 

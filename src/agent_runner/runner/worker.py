@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 import structlog
 from temporalio.client import Client
-from temporalio.worker import UnsandboxedWorkflowRunner, Worker
+from temporalio.worker import PollerBehaviorSimpleMaximum, UnsandboxedWorkflowRunner, Worker
 
 from agent_runner.ports.workflows import RUNNER_TASK_QUEUE, WORKFLOW_TASK_QUEUE
 from agent_runner.runner.activities.executions import EndingActivities, ExecutionEnds
@@ -23,7 +23,11 @@ from agent_runner.runner.workflows import CleanUpSession, InvokeAgentExecution, 
 
 log = structlog.get_logger(__name__)
 
-_HEARTBEAT_THROTTLE = timedelta(seconds=1)
+# Below what `heartbeats` does, which decides how often; the default would hold them back.
+_HEARTBEAT_THROTTLE = timedelta(milliseconds=200)
+# With the default of five, workflows under load are closed minutes after their executions have ended,
+# and what is started meanwhile waits behind them.
+_WORKFLOW_POLLERS = PollerBehaviorSimpleMaximum(maximum=20)
 # Left to itself the SDK reads and hashes the code of every loaded module, which takes a second.
 _BUILD_ID = f"agent-runner-{version('agent-runner-platform')}"
 
@@ -96,6 +100,7 @@ class ControlPlaneWorker(_Served):
             activities=[ensure_thread, activities.update_status, activities.complete],
             # The import contract keeps the workflow pure; the sandbox would cost two thirds on top.
             workflow_runner=UnsandboxedWorkflowRunner(),
+            workflow_task_poller_behavior=_WORKFLOW_POLLERS,
             graceful_shutdown_timeout=timedelta(seconds=5),
         )
         super().__init__(worker, "control plane worker")
