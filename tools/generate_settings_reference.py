@@ -5,9 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pydantic import AliasChoices
-
-from agent_runner.settings import Settings
+from agent_runner.settings import known_settings
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "reference" / "settings.md"
 HEAD = """# Settings
@@ -29,14 +27,12 @@ key, profile), `ANTHROPIC_API_KEY`, `OPENAI_API_KEY`, `OPENAI_BASE_URL`, `OLLAMA
 
 def rows() -> list[str]:
     lines = []
-    for name, field in Settings.model_fields.items():
-        assert isinstance(field.validation_alias, AliasChoices)
-        names = [str(choice) for choice in field.validation_alias.choices if str(choice).isupper()]
+    for name, entry in known_settings().items():
         default = {
             "data_dir": "`~/.local/share/agent-runner` (XDG)",
-        }.get(name, "" if field.default is None else f"`{field.default}`")
-        also = ", ".join(f"`{alias}`" for alias in names[1:])
-        lines.append(f"| `{names[0]}` | {also} | {default} | {field.description} |")
+        }.get(name, "" if entry.default is None else f"`{entry.default}`")
+        also = ", ".join(f"`{alias}`" for alias in entry.variables[1:])
+        lines.append(f"| `{entry.variables[0]}` | {also} | {default} | {entry.description} |")
     return sorted(lines)
 
 

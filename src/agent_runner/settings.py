@@ -11,245 +11,211 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, ValidationInfo, field_validator
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
-
+from agent_runner.declared import Given, Setting, declared, from_toml, from_variables, resolved, setting
 from agent_runner.errors import SettingsError
 
 PREFIX = "AGENT_RUNNER_"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
-def _named(name: str, *aliases: str) -> AliasChoices:
-    """The native variable first, then the names of the Stigmer services; TOML uses the plain name."""
-    return AliasChoices(f"{PREFIX}{name.upper()}", name, *aliases)
-
-
 def _xdg(variable: str, fallback: str) -> Path:
     return Path(os.environ.get(variable) or Path.home() / fallback) / "agent-runner"
 
 
-class Settings(BaseSettings):
-    """What a process of ours was told. Field descriptions are the reference text of `docs/reference`."""
+def _host_and_port(value: str) -> str:
+    host, separator, port = value.rpartition(":")
+    if not separator or not host or not port.isdigit() or int(port) > 65_535:
+        raise ValueError(f"must be host:port, such as 127.0.0.1:7234, not {value!r}")
+    return value
 
-    model_config = SettingsConfigDict(extra="forbid", populate_by_name=True, case_sensitive=False)
 
-    data_dir: Path = Field(
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a process of ours was told. Descriptions are the reference text of `docs/reference`.
+
+    Made from values, it has the defaults beside them; `load` reads what this process was given.
+    """
+
+    data_dir: Path = setting(
+        check=lambda path: path.expanduser().absolute(),
         default_factory=lambda: _xdg("XDG_DATA_HOME", ".local/share"),
-        validation_alias=_named("data_dir", "STIGMER_DATA_DIR"),
+        aliases=("STIGMER_DATA_DIR",),
         description="Directory (mode 0700) with databases, artifacts, workspaces and logs.",
     )
-    address: str = Field(
+    address: str = setting(
+        check=_host_and_port,
         default="127.0.0.1:7234",
-        validation_alias=_named("address", "STIGMER_BACKEND_ENDPOINT"),
+        aliases=("STIGMER_BACKEND_ENDPOINT",),
         description="`host:port` of the control plane that clients and runners call.",
     )
-    listen: str = Field(
+    listen: str = setting(
+        check=_host_and_port,
         default="127.0.0.1:7234",
-        validation_alias=_named("listen"),
         description="`host:port` the control plane listens on. Port 0 takes a free one.",
     )
-    web_listen: str = Field(
+    web_listen: str = setting(
+        check=lambda value: value if value == "off" else _host_and_port(value),
         default="127.0.0.1:7235",
-        validation_alias=_named("web_listen"),
         description="`host:port` of the web port: events as server-sent events, health, metrics. "
         "Port 0 takes a free one; `off` opens none.",
     )
-    api_key: SecretStr | None = Field(
+    api_key: str | None = setting(
         default=None,
-        validation_alias=_named("api_key", "AGENT_RUNNER_TOKEN", "STIGMER_API_KEY"),
+        secret=True,
+        aliases=("AGENT_RUNNER_TOKEN", "STIGMER_API_KEY"),
         description="Bearer key: asked for by the control plane when set, sent by clients and runners.",
     )
-    insecure: bool = Field(
+    insecure: bool = setting(
         default=False,
-        validation_alias=_named("insecure"),
         description="Allow listening beyond loopback without a key.",
     )
-    encryption_keys: SecretStr | None = Field(
+    encryption_keys: str | None = setting(
         default=None,
-        validation_alias=_named("encryption_keys"),
+        secret=True,
         description="Keys to stored secrets, `k2:BASE64,k1:BASE64`, 32 bytes each: the first encrypts, all "
         "decrypt. Unset: one is made in `encryption-keys` in the data directory.",
     )
-    org: str = Field(
+    org: str = setting(
         default="local",
-        validation_alias=_named("org"),
         description="Organization of what the command line makes.",
     )
-    model: str | None = Field(
+    model: str | None = setting(
         default=None,
-        validation_alias=_named("model", "STIGMER_LLM_MODEL"),
+        aliases=("STIGMER_LLM_MODEL",),
         description="Model for agents that name none: `anthropic:claude-sonnet-4-5`, `script:demo`, …",
     )
-    engine: Literal["deepagents", "graphton"] = Field(
-        default="deepagents", validation_alias=_named("engine"), description="What runs the agents."
+    engine: Literal["deepagents", "graphton"] = setting(
+        default="deepagents", description="What runs the agents."
     )
-    sandbox: Literal["local", "unconfined", "docker", "daytona", "auto"] = Field(
+    sandbox: Literal["local", "unconfined", "docker", "daytona", "auto"] = setting(
         default="local",
-        validation_alias=_named("sandbox"),
         description="Kind of sandbox a session gets.",
     )
-    sandbox_image: str = Field(
+    sandbox_image: str = setting(
         default="agent-sandbox-basic:latest",
-        validation_alias=_named("sandbox_image", "STIGMER_SANDBOX_IMAGE"),
+        aliases=("STIGMER_SANDBOX_IMAGE",),
         description="Container image of the docker kind.",
     )
-    sandbox_network: Literal["none", "host-allowlist", "full"] = Field(
+    sandbox_network: Literal["none", "host-allowlist", "full"] = setting(
         default="none",
-        validation_alias=_named("sandbox_network"),
         description="What commands of the local kind reach: nothing, the hosts listed, or all the host does.",
     )
-    sandbox_allow_hosts: str = Field(
+    sandbox_allow_hosts: str = setting(
         default="",
-        validation_alias=_named("sandbox_allow_hosts"),
         description="Hosts for `host-allowlist`, separated by commas: `example.org,*.example.com:8443`.",
     )
-    sandbox_max_running: int = Field(
+    sandbox_max_running: int = setting(
         default=0,
-        ge=0,
-        validation_alias=_named("sandbox_max_running"),
+        least=0,
         description="Sandboxes that run at once on one runner; who needs one more waits. 0: no cap.",
     )
-    sandbox_idle_seconds: int = Field(
+    sandbox_idle_seconds: int = setting(
         default=3600,
-        ge=1,
-        validation_alias=_named("sandbox_idle_seconds", "STIGMER_SANDBOX_TTL"),
+        least=1,
+        aliases=("STIGMER_SANDBOX_TTL",),
         description="A sandbox without work is stopped after this time; its files stay.",
     )
-    artifact_store: str | None = Field(
+    artifact_store: str | None = setting(
         default=None,
-        validation_alias=_named("artifact_store"),
         description="URL of the store of skills: `file:///folder`, `s3://bucket/prefix`, … "
         "Unset: a folder in the data directory.",
     )
-    skill_archive_bytes: int = Field(
+    skill_archive_bytes: int = setting(
         default=100 << 20,
-        ge=1024,
-        validation_alias=_named("skill_archive_bytes"),
+        least=1024,
         description="The most bytes a skill's zip may have.",
     )
-    skill_unpacked_bytes: int = Field(
+    skill_unpacked_bytes: int = setting(
         default=500 << 20,
-        ge=1024,
-        validation_alias=_named("skill_unpacked_bytes"),
+        least=1024,
         description="The most bytes the files of a skill may have.",
     )
-    skill_entries: int = Field(
+    skill_entries: int = setting(
         default=10_000,
-        ge=1,
-        le=60_000,
-        validation_alias=_named("skill_entries"),
+        least=1,
+        most=60_000,
         description="The most files and directories a skill may have.",
     )
-    skill_cache_bytes: int = Field(
+    skill_cache_bytes: int = setting(
         default=4 << 30,
-        ge=0,
-        validation_alias=_named("skill_cache_bytes"),
+        least=0,
         description="Bytes extracted skills may take up on a runner's disk; the longest unused go first.",
     )
-    temporal_address: str | None = Field(
+    temporal_address: str | None = setting(
         default=None,
-        validation_alias=AliasChoices("TEMPORAL_ADDRESS", "temporal_address", "TEMPORAL_SERVICE_ADDRESS"),
+        variable="TEMPORAL_ADDRESS",
+        aliases=("TEMPORAL_SERVICE_ADDRESS",),
         description="`host:port` of a Temporal service. Unset: `up` starts and keeps one of its own.",
     )
-    workflow_task_queue: str = Field(
+    workflow_task_queue: str = setting(
         default="agent_execution_stigmer",
-        validation_alias=_named("workflow_task_queue", "TEMPORAL_AGENT_EXECUTION_STIGMER_TASK_QUEUE"),
+        aliases=("TEMPORAL_AGENT_EXECUTION_STIGMER_TASK_QUEUE",),
         description="Task queue of the workflow.",
     )
-    runner_task_queue: str = Field(
+    runner_task_queue: str = setting(
         default="agent_execution_runner",
-        validation_alias=_named("runner_task_queue", "TEMPORAL_AGENT_EXECUTION_RUNNER_TASK_QUEUE"),
+        aliases=("TEMPORAL_AGENT_EXECUTION_RUNNER_TASK_QUEUE",),
         description="Task queue of the runner's activities.",
     )
-    concurrency: int = Field(
+    concurrency: int = setting(
         default=50,
-        ge=1,
-        validation_alias=_named("concurrency", "TEMPORAL_MAX_CONCURRENCY"),
+        least=1,
+        aliases=("TEMPORAL_MAX_CONCURRENCY",),
         description="Executions one runner carries at a time.",
     )
-    execution_timeout_seconds: int = Field(
+    execution_timeout_seconds: int = setting(
         default=86_400,
-        ge=1,
-        validation_alias=_named("execution_timeout_seconds"),
+        least=1,
         description="The longest one attempt of an execution may take.",
     )
-    heartbeat_timeout_seconds: float = Field(
+    heartbeat_timeout_seconds: float = setting(
         default=5.0,
-        ge=1,
-        validation_alias=_named("heartbeat_timeout_seconds"),
+        least=1,
         description="Silence after which Temporal gives a worker's executions to another one.",
     )
-    batch_events: int = Field(
+    batch_events: int = setting(
         default=10,
-        ge=1,
-        validation_alias=_named("batch_events"),
+        least=1,
         description="Events after which a batch of progress leaves the runner, or 100 ms.",
     )
-    full_workflow_argument: bool = Field(
+    full_workflow_argument: bool = setting(
         default=False,
-        validation_alias=_named("full_workflow_argument"),
         description="Give foreign runners the whole execution as the workflow's argument.",
     )
-    retention_days: int = Field(
+    retention_days: int = setting(
         default=0,
-        ge=0,
-        validation_alias=_named("retention_days"),
+        least=0,
         description="Sessions in which nothing has happened for so many days are removed, with their "
         "executions, logs, sandboxes and threads. 0 keeps them.",
     )
-    compact_after_minutes: int = Field(
+    compact_after_minutes: int = setting(
         default=60,
-        ge=0,
-        validation_alias=_named("compact_after_minutes"),
+        least=0,
         description="So long after its end the log of an execution is compacted: pieces of text are folded "
         "into their message. 0 never does.",
     )
-    checkpoints_kept: int = Field(
+    checkpoints_kept: int = setting(
         default=10,
-        ge=0,
-        validation_alias=_named("checkpoints_kept"),
+        least=0,
         description="Checkpoints of a conversation that stay after a turn; 0 keeps all.",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
+    log_level: Literal["debug", "info", "warning", "error"] = setting(
+        check=str.lower,
         default="info",
-        validation_alias=_named("log_level", "LOG_LEVEL"),
+        aliases=("LOG_LEVEL",),
         description="Least level that is logged.",
     )
-    log_format: Literal["auto", "console", "json"] = Field(
+    log_format: Literal["auto", "console", "json"] = setting(
         default="auto",
-        validation_alias=_named("log_format"),
         description="`auto`: for people on a terminal, JSON otherwise.",
     )
-
-    @field_validator("log_level", mode="before")
-    @classmethod
-    def _lower_case(cls, value: Any) -> Any:
-        return value.lower() if isinstance(value, str) else value
-
-    @field_validator("data_dir")
-    @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
-
-    @field_validator("listen", "address", "web_listen")
-    @classmethod
-    def _host_and_port(cls, value: str, info: ValidationInfo) -> str:
-        if value == "off" and info.field_name == "web_listen":
-            return value
-        host, separator, port = value.rpartition(":")
-        if not separator or not host or not port.isdigit() or int(port) > 65_535:
-            raise ValueError(f"must be host:port, such as 127.0.0.1:7234, not {value!r}")
-        return value
+    given: frozenset[str] = field(default=frozenset(), repr=False)
+    """Names of those which somebody gave, rather than left at their default."""
 
     @property
     def execution_timeout(self) -> timedelta:
@@ -261,24 +227,8 @@ class Settings(BaseSettings):
 
     @property
     def key(self) -> str | None:
-        """The bearer key in clear, or None."""
-        return self.api_key.get_secret_value() if self.api_key else None
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        files = [path for path in (_project_file(), _user_file()) if path is not None]
-        return (
-            init_settings,
-            env_settings,
-            *(TomlConfigSettingsSource(settings_cls, toml_file=path) for path in files),
-        )
+        """The bearer key; None also where it is empty."""
+        return self.api_key or None
 
 
 def _project_file() -> Path | None:
@@ -293,6 +243,11 @@ def _user_file() -> Path | None:
     return path if path.is_file() else None
 
 
+def known_settings() -> Mapping[str, Setting]:
+    """Every setting, by its plain name."""
+    return declared(Settings, PREFIX)
+
+
 def load(**overrides: Any) -> Settings:
     """Read the settings of this process; `overrides` are those given by flags, None for not given.
 
@@ -301,10 +256,16 @@ def load(**overrides: Any) -> Settings:
     """
     _read_files_of_variables()
     _refuse_unknown_names(os.environ)
-    try:
-        settings = Settings(**{name: value for name, value in overrides.items() if value is not None})
-    except ValidationError as error:
-        raise SettingsError(_explain(error)) from None
+    known = known_settings()
+    flags = {name: value for name, value in overrides.items() if value is not None}
+    files = [path for path in (_project_file(), _user_file()) if path is not None]
+    sources = [
+        Given(flags, {}),
+        from_variables(known, os.environ),
+        *(from_toml(known, path) for path in files),
+    ]
+    values = resolved(known, sources)
+    settings = Settings(**values, given=frozenset(values))
     _refuse_open_door(settings)
     return settings
 
@@ -312,9 +273,8 @@ def load(**overrides: Any) -> Settings:
 def known_variables() -> frozenset[str]:
     """Every environment variable a setting is read from, aliases included."""
     names = {f"{PREFIX}CONFIG"}
-    for field in Settings.model_fields.values():
-        if isinstance(field.validation_alias, AliasChoices):
-            names.update(str(choice) for choice in field.validation_alias.choices if str(choice).isupper())
+    for entry in known_settings().values():
+        names.update(entry.variables)
     return frozenset(names)
 
 
@@ -341,18 +301,8 @@ def _refuse_open_door(settings: Settings) -> None:
     for name in ("listen", "web_listen"):
         value: str = getattr(settings, name)
         closed = value == "off" or value.rpartition(":")[0] in _LOOPBACK
-        if not closed and settings.api_key is None and not settings.insecure:
+        if not closed and settings.key is None and not settings.insecure:
             raise SettingsError(
                 f"{name}={value} would let anybody on the network in. "
                 f"Set {PREFIX}API_KEY, listen on 127.0.0.1, or say --insecure."
             )
-
-
-def _explain(error: ValidationError) -> str:
-    lines = []
-    for problem in error.errors(include_url=False, include_input=False):
-        name = str(problem["loc"][0]) if problem["loc"] else "settings"
-        close = difflib.get_close_matches(name, Settings.model_fields, n=1)
-        hint = f" Did you mean {close[0]!r}?" if problem["type"] == "extra_forbidden" and close else ""
-        lines.append(f"{name}: {problem['msg'].removeprefix('Value error, ')}.{hint}")
-    return " ".join(lines)

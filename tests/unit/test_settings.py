@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from agent_runner.errors import SettingsError
-from agent_runner.settings import PREFIX, Settings, known_variables, load
+from agent_runner.settings import PREFIX, known_settings, known_variables, load
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "settings.md"
 
@@ -66,7 +66,13 @@ def test_a_value_can_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path:
         ("AGENT_RUNNER_LISTN", "x", "Did you mean AGENT_RUNNER_LISTEN"),
         ("AGENT_RUNNER_LISTEN", "nowhere", "must be host:port"),
         ("AGENT_RUNNER_LISTEN", "0.0.0.0:7234", "--insecure"),
-        ("AGENT_RUNNER_CONCURRENCY", "0", "AGENT_RUNNER_CONCURRENCY"),
+        ("AGENT_RUNNER_CONCURRENCY", "0", "AGENT_RUNNER_CONCURRENCY: must be from 1, not 0"),
+        ("AGENT_RUNNER_CONCURRENCY", "many", "must be a whole number, not 'many'"),
+        ("TEMPORAL_MAX_CONCURRENCY", "1.5", "TEMPORAL_MAX_CONCURRENCY: must be a whole number"),
+        ("AGENT_RUNNER_SKILL_ENTRIES", "60001", "must be from 1 to 60000"),
+        ("AGENT_RUNNER_HEARTBEAT_TIMEOUT_SECONDS", "nan", "must be a number"),
+        ("AGENT_RUNNER_ENGINE", "steam", "must be deepagents or graphton, not 'steam'"),
+        ("AGENT_RUNNER_INSECURE", "perhaps", "must be true or false"),
         ("AGENT_RUNNER_API_KEY_FILE", "/no/such/file", "cannot be read"),
     ],
 )
@@ -75,6 +81,54 @@ def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, va
 
     with pytest.raises(SettingsError, match=re.escape(says)):
         load()
+
+
+def test_values_become_what_they_are_declared_as(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AGENT_RUNNER_INSECURE", "Yes")
+    monkeypatch.setenv("AGENT_RUNNER_LOG_LEVEL", "WARNING")
+    monkeypatch.setenv("AGENT_RUNNER_DATA_DIR", "~/data")
+    (tmp_path / "agent-runner.toml").write_text(
+        "concurrency = 7\nheartbeat_timeout_seconds = 2\nfull_workflow_argument = true\n"
+    )
+
+    settings = load()
+
+    assert (settings.insecure, settings.log_level, settings.data_dir) == (True, "warning", tmp_path / "data")
+    assert (settings.concurrency, settings.full_workflow_argument) == (7, True)
+    assert settings.heartbeat_timeout.total_seconds() == 2
+    assert settings.given == {
+        "insecure",
+        "log_level",
+        "data_dir",
+        "concurrency",
+        "heartbeat_timeout_seconds",
+        "full_workflow_argument",
+    }
+
+
+def test_all_that_is_wrong_is_told_and_never_a_key(tmp_path: Path) -> None:
+    (tmp_path / "agent-runner.toml").write_text("concurrency = true\norg = 5\napi_key = 1234567\n")
+
+    with pytest.raises(SettingsError) as told:
+        load()
+
+    for name in ("concurrency", "org", "api_key"):
+        assert f"{name} in {tmp_path / 'agent-runner.toml'}: must be" in str(told.value)
+    assert "1234567" not in str(told.value)
+
+
+def test_a_file_that_is_no_toml_is_named(tmp_path: Path) -> None:
+    (tmp_path / "agent-runner.toml").write_text("org = \n")
+
+    with pytest.raises(SettingsError, match=r"agent-runner\.toml cannot be read"):
+        load()
+
+
+def test_an_empty_key_lets_nobody_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENT_RUNNER_API_KEY", "")
+
+    with pytest.raises(SettingsError, match="--insecure"):
+        load(listen="0.0.0.0:7234")
 
 
 def test_a_misspelt_name_in_a_file_is_an_error(tmp_path: Path) -> None:
@@ -94,6 +148,6 @@ def test_the_reference_describes_every_setting() -> None:
     text = REFERENCE.read_text(encoding="utf-8")
     for name in known_variables():
         assert f"`{name}`" in text, f"{name} is missing; run `make docs`"
-    for field in Settings.model_fields.values():
-        assert field.description and field.description in text
+    for entry in known_settings().values():
+        assert entry.description and entry.description in text
     assert PREFIX in text

@@ -22,4 +22,4 @@ def provider_keys(settings: Settings, environ: Mapping[str, str] | None = None) 
 
 def encryption_keys(settings: Settings) -> str | None:
     """The keys to stored secrets as the settings have them; None when they are to come from the file."""
-    return settings.encryption_keys.get_secret_value() if settings.encryption_keys else None
+    return settings.encryption_keys or None

@@ -28,7 +28,7 @@ async def web_port(settings: Settings, server: str) -> AsyncIterator[str]:
         f"127.0.0.1:{port}" if host in _ANY else server,
         settings.key,
         # A second stack on this machine is no mistake; a port somebody chose is meant.
-        elsewhere="web_listen" not in settings.model_fields_set,
+        elsewhere="web_listen" not in settings.given,
     )
     try:
         yield await console.start()
