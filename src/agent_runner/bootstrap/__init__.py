@@ -5,10 +5,10 @@ Nothing heavy is imported before it is used, since the command line starts here.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from agent_runner.bootstrap.imports import import_logs, import_temporal
 from agent_runner.settings import Settings
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def run_stack(settings: Settings, on_ready: Callable[[], None]) -> int:
     Returns:
         The exit code.
     """
-    _import_logs()
+    import_logs()
     from agent_runner.bootstrap.process import run_service
     from agent_runner.bootstrap.stack import serve_stack
 
@@ -37,7 +37,8 @@ def run_stack(settings: Settings, on_ready: Callable[[], None]) -> int:
 
 def run_server(settings: Settings) -> int:
     """Run the control plane alone until SIGINT or SIGTERM; returns the exit code."""
-    _import_logs()
+    import_logs()
+    import_temporal()
     from agent_runner.bootstrap.controlplane import serve_control_plane
     from agent_runner.bootstrap.process import run_service
 
@@ -47,7 +48,7 @@ def run_server(settings: Settings) -> int:
 
 def run_worker(settings: Settings) -> int:
     """Run a runner alone until SIGINT or SIGTERM; returns the exit code."""
-    _import_logs()
+    import_logs()
     from agent_runner.bootstrap.process import run_service
     from agent_runner.bootstrap.runner import serve_runner
 
@@ -67,21 +68,6 @@ def model_file(settings: Settings) -> ModelFile:
     from agent_runner.bootstrap import models
 
     return models.model_file(settings)
-
-
-def _import_logs() -> None:
-    """Import structlog without rich, which it draws tracebacks with where it finds it.
-
-    Ours are plain text before they get there, and rich would cost every process 5 MiB and 50 ms. To be
-    called before anything of ours is imported that logs.
-    """
-    if "structlog" in sys.modules or "rich" in sys.modules:
-        return
-    sys.modules["rich"] = None  # type: ignore[assignment]  # an import then fails, as where it is missing
-    try:
-        import structlog  # noqa: F401 (for its import alone)
-    finally:
-        del sys.modules["rich"]
 
 
 def _configure_logs(settings: Settings) -> LiveSecrets:
