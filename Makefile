@@ -63,7 +63,7 @@ local-model: $(READY) ## Install the runtime of the model that runs here, and pu
 lint: $(READY) ## Check format, style, types, import contracts, generated code and docs.
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/mypy
+	@$(BIN)/mypy -p agent_runner -p bench -p chaos
 	@$(BIN)/lint-imports --no-cache
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/generate_protos.py --check
 	@for tool in tools/generate_*_reference.py; do $(BIN)/python $$tool --check || exit 1; done
@@ -78,7 +78,7 @@ protos: $(READY) ## Generate the Python messages from proto/.
 docs: $(READY) ## Write the generated pages of docs/reference.
 	@for tool in tools/generate_*_reference.py; do $(BIN)/python $$tool || exit 1; done
 
-bench: $(READY) ## Measure against the bare engine and Temporal's no-op (ARGS='--json').
+bench: $(READY) ## Measure beside the bare engine and Temporal's no-op (ARGS='--help').
 	@$(BIN)/python -m bench $(ARGS)
 
 chaos: $(READY) ## Break the product on purpose and count what got lost (CHAOS='faults --seed 7 --count 50').

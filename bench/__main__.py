@@ -1,4 +1,8 @@
-"""Measures the product beside a floor from the same run: `make bench`, or `python -m bench --help`."""
+"""Measures the product beside floors of the same run: the bare engine loop, Temporal's no-op, a plain commit.
+
+Each line has its value, its budget (where there is one) and whether that holds, the floor, and how the values
+spread. Times on a shared machine vary two- to fourfold: compare lines of one run, and look at the spread.
+"""
 
 from __future__ import annotations
 
@@ -6,98 +10,174 @@ import argparse
 import asyncio
 import atexit
 import json
+import logging
 import os
 import platform
+import signal
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
+import structlog
 
-from bench import measures
-from bench.agents import building
-from bench.masking import masking
-from bench.measures import QUICK, Plan, Row
-from bench.product import Processes, one_process
-from bench.sandbox import commands_and_files
-from bench.skills import skills
+from agent_runner.bootstrap.engines import missing
+from agent_runner.errors import AgentRunnerError
+from bench.measures import MEASURES, Measure, measure
+from bench.plans import QUICK, Plan
+from bench.product import TurnFailedError
+from bench.rows import HEAD, Row
 
-OnStack = Callable[[Processes, Path, Plan], Awaitable[list[Row]]]
+_EPILOG = """exit code: 0 when all was measured, also where a budget is missed; 1 when an execution failed or
+something could not be measured; with --check 3 when a budget is missed.
 
-ON_STACK: dict[str, OnStack] = {
-    "first-event": measures.first_event,
-    "long-turn": measures.long_turn,
-    "cancel": measures.cancels,
-    "history": measures.history,
-    "watchers": measures.watchers,
-    "throughput": measures.throughput,
-    "skills": skills,
-}
-ALONE: dict[str, Callable[[Path, Plan], Awaitable[list[Row]]]] = {
-    "start-up": lambda folder, _: measures.start_up(folder),
-    "bytes": measures.bytes_sent,
-    "store": measures.stores,
-    "crash": lambda folder, _: measures.crash(folder),
-    "agents": building,
-    "sandbox": commands_and_files,
-    "masking": masking,
-}
-
-
-async def measure(chosen: set[str], plan: Plan, report: Callable[[Row], None]) -> list[Row]:
-    rows: list[Row] = []
-
-    def add(found: list[Row]) -> None:
-        for row in found:
-            report(row)
-        rows.extend(found)
-
-    with tempfile.TemporaryDirectory(prefix="agent-runner-bench-") as scratch:
-        folder = Path(scratch)
-        for name, alone in ALONE.items():
-            if name in chosen:
-                own = folder / name
-                own.mkdir()
-                add(await alone(own, plan))
-        if chosen & set(ON_STACK):
-            with one_process(folder) as processes:
-                for name, on_stack in ON_STACK.items():
-                    if name in chosen:
-                        add(await on_stack(processes, folder, plan))
-    return rows
-
-
-def print_row(row: Row) -> None:
-    mark = {True: "ok", False: "MISSED", None: ""}[row.holds]
-    print(f"{row.name:<52} {row.value:>14}  {row.budget:<16} {mark:<7} {row.floor}  {row.spread}", flush=True)
+examples:
+  python -m bench                                   everything, some minutes
+  python -m bench --quick first-event token-gap     a look at two
+  python -m bench load --executions 200 --concurrency 50 --token-ms 0,5,20
+"""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    names = [*ALONE, *ON_STACK]
-    parser.add_argument("names", nargs="*", help=f"what to measure; all of: {', '.join(names)}")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--quick", action="store_true", help="fewer runs, for a look")
+    parser = _parser()
     arguments = parser.parse_args()
-    if unknown := set(arguments.names) - set(names):
-        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(names)}")
-    load = os.getloadavg()[0]
+    if unknown := set(arguments.names) - set(MEASURES):
+        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(MEASURES)}")
+    chosen = _able([MEASURES[name] for name in arguments.names or MEASURES])
+    plan = _plan(arguments)
+    machine: dict[str, object] = {
+        "cores": psutil.cpu_count(),
+        "load": os.getloadavg()[0],
+        "python": platform.python_version(),
+    }
     if not arguments.json:
-        print(
-            f"{psutil.cpu_count()} cores, load {load:.1f}, Python {platform.python_version()}\n", flush=True
-        )
-    report = (lambda _: None) if arguments.json else print_row
-    plan = QUICK if arguments.quick else Plan()
-    rows = asyncio.run(measure(set(arguments.names) or set(names), plan, report))
+        print("{cores} cores, load {load:.1f}, Python {python}\n\n".format_map(machine) + HEAD, flush=True)
+    # The services log each execution, and some measures have them in this process.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    began = time.monotonic()
+    try:
+        rows = asyncio.run(_measured(chosen, plan, _silent if arguments.json else _print))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        _leave(130)
+    except (TurnFailedError, AgentRunnerError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        _leave(1)
     if arguments.json:
-        machine = {"cores": psutil.cpu_count(), "load": load, "python": platform.python_version()}
         print(json.dumps({"machine": machine, "rows": [row.as_dict() for row in rows]}))
+    else:
+        print(f"\n{summary(rows)}\n{time.monotonic() - began:.0f} s")
+    _leave(exit_code(rows, check=arguments.check))
+
+
+async def _measured(chosen: Sequence[Measure], plan: Plan, report: Callable[[Row], None]) -> list[Row]:
+    running = asyncio.current_task()
+    assert running is not None
+    # So that nothing that was started is left behind.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
+    with tempfile.TemporaryDirectory(prefix="agent-runner-bench-") as scratch:
+        return await measure(chosen, Path(scratch), plan, report)
+
+
+def _print(row: Row) -> None:
+    print(row.line(), flush=True)
+
+
+def _silent(row: Row) -> None:
+    """For JSON, which is printed at the end."""
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """How many budgets hold, and each that does not."""
+    missed = [row for row in rows if row.holds is False]
+    held = sum(row.holds is True for row in rows)
+    lines = [f"{held} budgets hold, {len(missed)} are missed{':' if missed else '.'}"]
+    return "\n".join([*lines, *(f"  {row.line()}" for row in missed)])
+
+
+def exit_code(rows: Sequence[Row], *, check: bool) -> int:
+    """See the epilog of the help."""
+    if any(row.failed for row in rows):
+        return 1
+    return 3 if check and any(row.holds is False for row in rows) else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    names = "\n".join(f"  {name:<20} {found.says}" for name, found in MEASURES.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description=f"{__doc__}\nnames:\n{names}",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="name", help="what to measure; everything without one")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("--quick", action="store_true", help="fewer runs, for a look: a minute or so")
+    parser.add_argument("--check", action="store_true", help="exit with 3 when a budget is missed")
+    usual = Plan()
+    load = parser.add_argument_group("load")
+    load.add_argument(
+        "--executions",
+        type=_count,
+        metavar="N",
+        help=f"of each round ({usual.executions}; quick {QUICK.executions})",
+    )
+    load.add_argument(
+        "--concurrency", type=_count, metavar="C", help=f"how many at once ({usual.concurrency})"
+    )
+    load.add_argument(
+        "--token-ms",
+        type=_delays,
+        metavar="MS,…",
+        help=f"speeds of the scripted model, ms a token ({','.join(f'{ms:g}' for ms in usual.token_ms)})",
+    )
+    load.add_argument("--rounds", type=_count, metavar="R", help="of the bare loop and the product, by turns")
+    return parser
+
+
+def _count(text: str) -> int:
+    found = int(text)
+    if found < 1:
+        raise ValueError(text)
+    return found
+
+
+def _delays(text: str) -> tuple[float, ...]:
+    found = tuple(float(part) for part in text.split(","))
+    if any(number < 0 for number in found):
+        raise ValueError(text)  # argparse says it in its own words
+    return found
+
+
+def _plan(arguments: argparse.Namespace) -> Plan:
+    given = {name: getattr(arguments, name) for name in ("executions", "concurrency", "token_ms", "rounds")}
+    plan = QUICK if arguments.quick else Plan()
+    return replace(plan, **{name: value for name, value in given.items() if value is not None})
+
+
+def _able(wanted: list[Measure]) -> list[Measure]:
+    """Those that can be measured on the engine that is installed here."""
+    if not missing("deepagents"):
+        return wanted
+    able = [found for found in wanted if found.any_engine]
+    left = [name for name, found in MEASURES.items() if found in wanted and found not in able]
+    if left:
+        print(f"These need the default engine, run them in .venv: {', '.join(left)}", file=sys.stderr)
+    if not able:
+        raise SystemExit(1)
+    return able
+
+
+def _leave(code: int) -> NoReturn:
     # This process has opened a Temporal client, which can abort in the interpreter's exit. What was to be
     # cleaned up then still is, such as a container engine.
     atexit._run_exitfuncs()
     sys.stdout.flush()
-    os._exit(0)
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

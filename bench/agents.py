@@ -16,7 +16,8 @@ from agent_runner.bootstrap.engines import agent_factory
 from agent_runner.ports.agents import AgentSpecification, SubAgentSpecification
 from agent_runner.ports.sandboxes import SandboxSpec
 from agent_runner.v1.options_pb2 import ModelOptions
-from bench.measures import Plan, Row, milliseconds, spread
+from bench.plans import Plan
+from bench.rows import Floor, Row, in_ms, row_of
 
 TOOLS, SUB_AGENTS = 10, 2
 BUILDS = 12
@@ -37,15 +38,9 @@ async def building(folder: Path, plan: Plan) -> list[Row]:
         sandbox = await provider.ensure(SandboxSpec(session_id="bench"))
         rows = []
         for name, tools in ((f"{TOOLS} tools, {SUB_AGENTS} sub-agents", TOOLS), ("no tools of its own", 0)):
-            times = [await _built(factory, sandbox, tools) for _ in range(BUILDS)]
-            rows.append(
-                Row(
-                    f"agent on {engine}, {name}: CPU",
-                    milliseconds(times[1:]),
-                    spread(times[1:]),
-                    f"first {times[0] * 1e3:.0f} ms",
-                )
-            )
+            first, *later = in_ms([await _built(factory, sandbox, tools) for _ in range(BUILDS)])
+            floors = (Floor("the first of all", first, "ms"),)
+            rows.append(row_of(f"CPU to make an agent on {engine}, {name}", later, "ms", floors=floors))
         return rows
     finally:
         await provider.delete("bench")

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import statistics
+import importlib
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from agent_runner.adapters.sandbox.deepagents_backend import SandboxBackend
 from agent_runner.adapters.sandbox.local import LocalProvider
 from agent_runner.ports.sandboxes import Sandbox, SandboxProvider, SandboxSpec
-from bench.measures import Plan, Row, milliseconds, spread
+from bench.plans import Plan
+from bench.rows import Floor, Row, in_ms, most, quantile, row_of
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
-RUNS = 40
-CONTAINER_RUNS = 15
 FILE = "x" * 1023 + "\n"
 
 
-async def commands_and_files(folder: Path, _: Plan) -> list[Row]:
+async def commands_and_files(folder: Path, plan: Plan) -> list[Row]:
     """Commands and files of 1 KiB in a local sandbox; commands in a container, where there is an engine."""
-    local = LocalProvider(folder / "sandboxes")
-    rows = await _within(local, _local)
+    rows = await _within(LocalProvider(folder / "sandboxes"), partial(_local, folder, plan.commands))
     try:
         container = _containers()
     except _NoEngineError as error:
-        return [*rows, Row("a command in a container", "not measured", floor=str(error))]
-    return [*rows, *await _within(container, _container)]
+        print(f"a command in a container is not measured: {error}", file=sys.stderr)
+        return rows
+    return [*rows, *await _within(container, partial(_container, plan.commands // 2))]
 
 
 async def _within(provider: SandboxProvider, measure: Callable[[Sandbox], Awaitable[list[Row]]]) -> list[Row]:
@@ -39,44 +39,36 @@ async def _within(provider: SandboxProvider, measure: Callable[[Sandbox], Awaita
         await provider.aclose()
 
 
-async def _local(sandbox: Sandbox) -> list[Row]:
-    plain, inside = await _beside_plain(sandbox, RUNS)
-    allowed = 3 * statistics.median(plain) + 0.015
-    files = await _files(SandboxBackend(sandbox))
+async def _local(folder: Path, runs: int, sandbox: Sandbox) -> list[Row]:
+    plain, inside = await _beside_plain(sandbox, runs)
+    allowed = 3 * quantile(plain, 0.5) + 15
+    files = await _files(SandboxBackend(sandbox), runs)
+    bare = await asyncio.to_thread(_bare_files, folder, runs)
     return [
-        Row(
-            "a command in a local sandbox",
-            milliseconds(inside),
-            spread(inside),
-            f"plain sh {milliseconds(plain)}",
-            f"<= {allowed * 1e3:.1f} ms",
-            statistics.median(inside) <= allowed,
+        row_of(
+            "a command in a local sandbox", inside, "ms", floors=(_plain_sh(plain),), budget=most(allowed)
         ),
-        Row(
-            "write and read 1 KiB, local",
-            milliseconds(files),
-            spread(files),
-            budget="<= 5 ms",
-            holds=statistics.median(files) <= 0.005,
+        row_of(
+            "write and read 1 KiB, local sandbox",
+            files,
+            "ms",
+            floors=(Floor("in a folder", quantile(bare, 0.5), "ms"),),
+            budget=most(5),
         ),
     ]
 
 
-async def _container(sandbox: Sandbox) -> list[Row]:
-    plain, inside = await _beside_plain(sandbox, CONTAINER_RUNS)
-    added = statistics.median(inside) - statistics.median(plain)
-    return [
-        Row(
-            "a command in a container, added",
-            milliseconds([added]),
-            spread(inside),
-            f"plain sh {milliseconds(plain)}",
-        )
-    ]
+async def _container(runs: int, sandbox: Sandbox) -> list[Row]:
+    plain, inside = await _beside_plain(sandbox, runs)
+    return [row_of("a command in a container", inside, "ms", floors=(_plain_sh(plain),))]
+
+
+def _plain_sh(plain: Sequence[float]) -> Floor:
+    return Floor("plain sh", quantile(plain, 0.5), "ms")
 
 
 async def _beside_plain(sandbox: Sandbox, runs: int) -> tuple[list[float], list[float]]:
-    """Seconds of `sh -c true` on this host and of `true` in the sandbox, by turns; all but the first."""
+    """Milliseconds of `sh -c true` on this host and of `true` in the sandbox, by turns; all but the first."""
     plain, inside = [], []
     for _ in range(runs + 1):
         began = time.perf_counter()
@@ -88,13 +80,13 @@ async def _beside_plain(sandbox: Sandbox, runs: int) -> tuple[list[float], list[
         inside.append(time.perf_counter() - began)
         if result.code != 0:
             raise RuntimeError(f"`true` ended with {result.code}: {result.stderr.decode(errors='replace')}")
-    return plain[1:], inside[1:]
+    return in_ms(plain[1:]), in_ms(inside[1:])
 
 
-async def _files(backend: SandboxBackend) -> list[float]:
-    """Seconds of writing a file by the agent's tool and reading it again."""
+async def _files(backend: SandboxBackend, runs: int) -> list[float]:
+    """Milliseconds of writing a file by the agent's tool and reading it again."""
     seconds = []
-    for number in range(RUNS):
+    for number in range(runs):
         path = f"/workspace/{number}.txt"
         began = time.perf_counter()
         written = await backend.awrite(path, FILE)
@@ -102,7 +94,19 @@ async def _files(backend: SandboxBackend) -> list[float]:
         seconds.append(time.perf_counter() - began)
         if written.error or read.error:
             raise RuntimeError(written.error or read.error)
-    return seconds
+    return in_ms(seconds)
+
+
+def _bare_files(folder: Path, runs: int) -> list[float]:
+    """Milliseconds of the same with nothing around it."""
+    seconds = []
+    for number in range(runs):
+        path = folder / f"{number}.txt"
+        began = time.perf_counter()
+        path.write_text(FILE)
+        path.read_text()
+        seconds.append(time.perf_counter() - began)
+    return in_ms(seconds)
 
 
 class _NoEngineError(Exception):
@@ -117,12 +121,13 @@ def _containers() -> SandboxProvider:
     """
     sys.path.insert(0, str(TESTS))
     import pytest
-    from contract.container_engine import IMAGE, engine_url
+
+    engine = importlib.import_module("contract.container_engine")
 
     from agent_runner.adapters.sandbox.docker import DockerProvider
 
     try:
-        url = engine_url()
+        url = engine.engine_url()
     except pytest.skip.Exception as error:
         raise _NoEngineError(str(error)) from None
-    return DockerProvider(image=IMAGE, url=url, auto_pull=False, extra_ro_paths=["/usr"])
+    return DockerProvider(image=engine.IMAGE, url=url, auto_pull=False, extra_ro_paths=["/usr"])

@@ -12,8 +12,9 @@ from typing import Any
 
 from agent_runner.client import AgentRunner
 from agent_runner.client.kinds import AGENT
-from bench.measures import Plan, Row, milliseconds, spread
+from bench.plans import Plan
 from bench.product import Processes, client, make_agent
+from bench.rows import Floor, Row, in_ms, most, row_of
 from bench.scripts import turn_script
 
 SKILLS, FILES, FILE_BYTES = 10, 10, 20_000
@@ -34,15 +35,17 @@ async def skills(processes: Processes, folder: Path, plan: Plan) -> list[Row]:
         for _ in range(plan.latency_runs):
             for count, session_id in sessions.items():
                 times[count].append(await _first_event(runner, session_id))
-    added = statistics.median(times[SKILLS]) - statistics.median(times[0])
+    added = [
+        (with_skills - without) * 1e3 for without, with_skills in zip(times[0], times[SKILLS], strict=True)
+    ]
+    without = statistics.median(in_ms(times[0]))
     return [
-        Row(
+        row_of(
             f"a later turn of a session with {SKILLS} skills, added",
-            milliseconds([added]),
-            spread(times[SKILLS]),
-            floor=f"without skills {milliseconds(times[0])}",
-            budget="<= 20 ms",
-            holds=added <= 0.020,
+            added,
+            "ms",
+            floors=(Floor("without skills", without, "ms"),),
+            budget=most(20),
         )
     ]
 
