@@ -13,6 +13,7 @@ import pytest
 from integration.fakes.runner_stack import Stack, stack
 
 from agent_runner.adapters.workflows.temporal import StarterSettings
+from agent_runner.domain.attempts import AttemptLimits
 from agent_runner.runner.worker import WorkerSettings
 from agent_runner.v1.execution_service_pb2 import WatchExecutionResponse
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
@@ -179,8 +180,50 @@ async def test_a_cancel_is_stored_when_the_worker_is_gone(world: Stack) -> None:
     await no_workflow_left(world, created)
 
 
-async def test_a_worker_that_dies_again_and_again_ends_as_failed(tmp_path: Path) -> None:
-    settings = StarterSettings(heartbeat_timeout=timedelta(seconds=1), max_attempts=1)
+async def test_any_number_of_workers_may_hand_a_turn_over(tmp_path: Path) -> None:
+    async with stack(tmp_path, StarterSettings(max_attempts=3)) as world:
+        await hand_over_again_and_again(world)
+
+
+async def hand_over_again_and_again(world: Stack) -> None:
+    step = "{text: Step %d., calls: [{name: execute, args: {command: sleep 0.2; echo %d}}]}"
+    steps = ", ".join(step % (number, number) for number in range(8))
+    worker = await world.run_worker()
+    created = await world.create(await world.agent(f"turns: [{{steps: [{steps}, Done.]}}]"))
+    for number in range(6):
+        await world.seen(created, f"Step {number}.")
+        await worker.stop()
+        worker = await world.run_worker()
+
+    status = (await world.ended(created)).status
+
+    assert status.phase == EXECUTION_COMPLETED, status.error
+    assert [m.content for m in status.messages][1:] == [*(f"Step {n}." for n in range(8)), "Done."]
+    assert status.run.attempt > 5
+    assert status.run.broken_attempts == 0
+
+
+async def test_a_turn_that_ends_its_worker_each_time_ends_as_failed(tmp_path: Path) -> None:
+    settings = StarterSettings(heartbeat_timeout=timedelta(seconds=1))
+    async with stack(tmp_path, settings, AttemptLimits(lost=2)) as world:
+        created = await world.create(await world.agent(TALK))
+        for attempt in (1, 2):
+            worker = await world.spawn_worker()
+            await world.seen(created, f"attempt: {attempt}")
+            worker.kill()
+            await worker.wait()
+        await world.run_worker()
+
+        status = (await world.ended(created)).status
+        await no_workflow_left(world, created)
+
+    assert status.phase == EXECUTION_FAILED
+    assert "stopped answering 2 times in a row" in status.error
+    assert status.run.attempt == 2
+
+
+async def test_a_foreign_worker_that_dies_again_and_again_ends_as_failed(tmp_path: Path) -> None:
+    settings = StarterSettings(heartbeat_timeout=timedelta(seconds=1), max_attempts=1, full_argument=True)
     async with stack(tmp_path, settings) as world:
         worker = await world.spawn_worker()
         created = await world.create(await world.agent(EFFECTS % 60))

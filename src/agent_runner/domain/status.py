@@ -10,8 +10,10 @@ from collections.abc import Iterable
 
 from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
+from agent_runner.domain.attempts import count_end, count_start, count_step
 from agent_runner.domain.tool_components import component_metadata
 from agent_runner.v1.events_pb2 import (
+    AttemptEnded,
     AttemptStarted,
     CancelRequested,
     ExecutionEvent,
@@ -50,6 +52,7 @@ from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
     EXECUTION_FAILED,
     EXECUTION_IN_PROGRESS,
     EXECUTION_PHASE_UNSPECIFIED,
+    MESSAGE_AI,
     SUB_AGENT_COMPLETED,
     SUB_AGENT_FAILED,
     SUB_AGENT_IN_PROGRESS,
@@ -151,10 +154,9 @@ class StatusFold:
         if change.phase == EXECUTION_IN_PROGRESS and not status.started_at:
             status.started_at = event.time
         if is_terminal(change.phase):
-            status.error = change.error
-            status.completed_at = event.time
+            status.error, status.completed_at = change.error, event.time
             status.run.queue_position = 0
-            status.run.pause_requested = status.run.paused = False
+            status.run.pause_requested = status.run.paused = status.run.held = False
             self._finish_everything(event.time)
 
     def _finish_everything(self, time: str) -> None:
@@ -164,8 +166,7 @@ class StatusFold:
         self._interrupt_calls(time)
         for sub_agent in self._sub_agents.values():
             if sub_agent.status in (SUB_AGENT_IN_PROGRESS, SUB_AGENT_PENDING):
-                sub_agent.status = SUB_AGENT_FAILED
-                sub_agent.completed_at = time
+                sub_agent.status, sub_agent.completed_at = SUB_AGENT_FAILED, time
                 sub_agent.error = "The execution ended first."
 
     def _interrupt_calls(self, time: str) -> None:
@@ -176,13 +177,16 @@ class StatusFold:
 
     def _attempt_started(self, event: ExecutionEvent, started: AttemptStarted) -> None:
         status = self._status
-        status.run.attempt = event.attempt
+        count_start(status.run, event.attempt, started)
         _ = self.status  # pieces of withdrawn messages must not outlive them
         _remove_streaming(status.messages)
         for sub_agent in status.sub_agent_executions:
             _remove_streaming(sub_agent.messages)
         self._index()
         self._interrupt_calls(event.time)
+
+    def _attempt_ended(self, _event: ExecutionEvent, ended: AttemptEnded) -> None:
+        count_end(self._status.run, ended)
 
     def _message_started(self, event: ExecutionEvent, started: MessageStarted) -> None:
         known = self._messages.get(started.message_id)
@@ -214,6 +218,8 @@ class StatusFold:
         pieces = self._pieces.pop(completed.message_id, [])
         message.content = completed.content or message.content + "".join(pieces)
         message.streaming = False
+        if message.type == MESSAGE_AI:
+            count_step(self._status.run)
 
     def _shown(self, tool_call_id: str) -> list[ToolCall]:
         """Both places a call shows in: the list of calls, and the message that asked for it."""
@@ -253,12 +259,15 @@ class StatusFold:
             call.result, call.artifact_key = completed.result, completed.artifact_key
             call.ClearField("error")
             call.ClearField("output")
+        count_step(self._status.run)
 
     def _tool_call_failed(self, event: ExecutionEvent, failed: ToolCallFailed) -> None:
         for call in self._shown(failed.tool_call_id):
             call.status, call.completed_at, call.error = TOOL_CALL_FAILED, event.time, failed.error
             if not failed.interrupted:
                 call.ClearField("output")
+        if not failed.interrupted:
+            count_step(self._status.run)
 
     def _todos_changed(self, event: ExecutionEvent, changed: TodosChanged) -> None:
         before = {key: item for key, item in self._status.todos.items()}  # noqa: C416 (a proto map)
@@ -335,7 +344,7 @@ class StatusFold:
 
     def _paused(self, event: ExecutionEvent, _paused: Paused) -> None:
         # A resume may have come while the run was stopping.
-        self._status.run.paused = self._status.run.pause_requested
+        self._status.run.paused, self._status.run.held = self._status.run.pause_requested, False
 
     def _resumed(self, event: ExecutionEvent, _resumed: Resumed) -> None:
         self._status.run.pause_requested = self._status.run.paused = False

@@ -59,7 +59,8 @@ class InvokeOptions:
             it does not stand in the workflow's history.
         execution_timeout_seconds: the longest one attempt may take.
         heartbeat_timeout_seconds: silence after which the execution is given to another worker.
-        max_attempts: how often in all it is tried.
+        max_attempts: how often in all a foreign runner may try it, or lose it; attempts of our own are
+            counted by how they end.
         only_tell_caller: the execution has ended, and whoever waits for it has not been told.
     """
 

@@ -13,6 +13,7 @@ import structlog
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
+from agent_runner.domain.attempts import was_last
 from agent_runner.domain.masking import Masker
 from agent_runner.domain.status import is_terminal
 from agent_runner.errors import (
@@ -27,7 +28,16 @@ from agent_runner.runner.patience import patiently
 from agent_runner.runner.payloads import EXECUTION_CANCELLED, EXECUTION_FAILED, EXECUTION_PAUSED
 from agent_runner.runner.results import summary
 from agent_runner.runner.running import Parts, TurnRun
-from agent_runner.v1.events_pb2 import ExecutionEvent, Paused, PhaseChanged, WarningRaised
+from agent_runner.v1.events_pb2 import (
+    ATTEMPT_END_FAILED,
+    ATTEMPT_END_HANDED_OVER,
+    AttemptEnd,
+    AttemptEnded,
+    ExecutionEvent,
+    Paused,
+    PhaseChanged,
+    WarningRaised,
+)
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution, AgentExecutionStatus
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
     EXECUTION_CANCELLED as CANCELLED,
@@ -184,13 +194,14 @@ class Attempt:
         if isinstance(error, DrainedError):
             if sink.pause_requested:
                 await self._pause(sink)
+            _let_go(sink, ATTEMPT_END_HANDED_OVER, str(error))
             await _within(_HURRIED_WORDS, sink.flush())
             log.info("execution handed over", execution_id=self._execution_id)
             raise drained(str(error)) from None
         if isinstance(error, AgentRunnerError):
-            if error.retryable and not self._is_last():
+            if error.retryable and not self._is_last(sink):
                 await self._warn_of_retry(sink, error)
-                raise as_failure(error, text=self._text(error)) from None
+                raise as_failure(error, text=self._text(error), after=sink.status.run) from None
             log.warning("execution failed", execution_id=self._execution_id, error=self._text(error))
         else:
             log.error("execution failed unexpectedly", execution_id=self._execution_id, exc_info=error)
@@ -235,6 +246,7 @@ class Attempt:
             await _within(_LAST_WORDS, self._finish(sink, CANCELLED, "The execution was cancelled."))
             log.info("execution cancelled", execution_id=self._execution_id)
         elif details is not None and details.worker_shutdown:
+            _let_go(sink, ATTEMPT_END_HANDED_OVER, "The worker was stopped")
             await _within(_HURRIED_WORDS, sink.flush())
         # Otherwise Temporal has given the execution to somebody else, or ended it: nothing is ours to say.
 
@@ -250,12 +262,14 @@ class Attempt:
     async def _warn_of_retry(self, sink: StatusSink, error: AgentRunnerError) -> None:
         text = f"Attempt {self._info.attempt} stopped and is tried again: {self._text(error)}"
         sink.emit(ExecutionEvent(warning_raised=WarningRaised(text=text)))
+        _let_go(sink, ATTEMPT_END_FAILED, self._text(error))
         await _within(_LAST_WORDS, sink.flush())
 
-    def _is_last(self) -> bool:
-        """Whether Temporal will not try again; a foreign workflow gives one attempt."""
+    def _is_last(self, sink: StatusSink) -> bool:
+        """Whether it is not to be tried again; a foreign workflow gives one attempt."""
         policy = self._info.retry_policy
-        return policy is not None and 0 < policy.maximum_attempts <= self._info.attempt
+        given_up = policy is not None and 0 < policy.maximum_attempts <= self._info.attempt
+        return given_up or was_last(sink.status.run)
 
     def _as_lost(self, error: BaseException | None) -> ApplicationError:
         """Reporting is impossible: fenced off, ended or deleted. Temporal decides who goes on, if anybody."""
@@ -266,6 +280,11 @@ class Attempt:
     def _text(self, error: BaseException) -> str:
         text = str(error) if isinstance(error, AgentRunnerError) else f"{type(error).__name__}: {error}"
         return short(self._masker.text(text))
+
+
+def _let_go(sink: StatusSink, how: AttemptEnd.ValueType, reason: str) -> None:
+    """Have the log say that this attempt ended, or it counts as lost with its worker."""
+    sink.emit(ExecutionEvent(attempt_ended=AttemptEnded(how=how, reason=reason)))
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -9,7 +9,9 @@ from datetime import timedelta
 import structlog
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
+from agent_runner.domain.attempts import pause_before_next
 from agent_runner.errors import AgentRunnerError
+from agent_runner.v1.status_pb2 import RunStatus
 
 log = structlog.get_logger(__name__)
 
@@ -30,18 +32,26 @@ def final(text: str, kind: str) -> ApplicationError:
 
 
 def as_failure(
-    error: AgentRunnerError, *, retryable: bool | None = None, text: str | None = None
+    error: AgentRunnerError,
+    *,
+    retryable: bool | None = None,
+    text: str | None = None,
+    after: RunStatus | None = None,
 ) -> ApplicationError:
     """The error as Temporal takes it; its type is the name of ours.
 
     To be raised `from None`: a cause would be written into history as well, stack and all, and it may
     hold what `text` leaves out.
+
+    Args:
+        after: how the run has gone so far, which says how long to wait; without it the workflow says so.
     """
     again = error.retryable if retryable is None else retryable
     return ApplicationError(
         short(str(error) if text is None else text),
         type=type(error).__name__,
         non_retryable=not again,
+        next_retry_delay=pause_before_next(after) if again and after is not None else None,
         category=ApplicationErrorCategory.BENIGN,
     )
 

@@ -44,6 +44,13 @@ with workflow.unsafe.imports_passed_through():
         EXECUTION_FAILED as FAILED,
     )
 
+_SOON_AGAIN = RetryPolicy(
+    # Of no use but to workers that were lost: those that fail or hand over say themselves how long to wait.
+    # How often is settled where attempts are counted by how they ended, which Temporal does not do.
+    initial_interval=timedelta(milliseconds=200),
+    backoff_coefficient=1.1,
+    maximum_interval=timedelta(seconds=1),
+)
 _STORE_RETRIES = RetryPolicy(
     initial_interval=timedelta(milliseconds=200),
     maximum_interval=timedelta(seconds=30),
@@ -96,11 +103,7 @@ class InvokeAgentExecution:
             task_queue=workflow.memo_value(TASK_QUEUE_MEMO, RUNNER_TASK_QUEUE, type_hint=str),
             start_to_close_timeout=timedelta(seconds=options.execution_timeout_seconds),
             heartbeat_timeout=timedelta(seconds=options.heartbeat_timeout_seconds),
-            retry_policy=RetryPolicy(
-                initial_interval=timedelta(milliseconds=200),
-                maximum_interval=timedelta(seconds=30),
-                maximum_attempts=options.max_attempts,
-            ),
+            retry_policy=_retries(execution, options),
             # The runner keeps what was done until then and says so; only then it is over.
             cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
         )
@@ -184,6 +187,18 @@ class ServeFiles:
         except ActivityError as error:
             # Whoever waits has noticed, and is told by the control plane.
             workflow.logger.info("files were not served: %s", error.cause)
+
+
+def _retries(execution: AgentExecution, options: InvokeOptions) -> RetryPolicy:
+    """When the turn is tried again."""
+    if not execution.spec.message:
+        return _SOON_AGAIN
+    # A foreign runner may have it, whose attempts nobody else counts.
+    return RetryPolicy(
+        initial_interval=timedelta(milliseconds=200),
+        maximum_interval=timedelta(seconds=30),
+        maximum_attempts=options.max_attempts,
+    )
 
 
 def _is_paused(error: BaseException) -> bool:

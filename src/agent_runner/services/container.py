@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_runner.domain.archives import ArchiveLimits
+from agent_runner.domain.attempts import LIMITS, AttemptLimits
 from agent_runner.domain.kinds import ENVIRONMENT, EXECUTION_CONTEXT, MCP_SERVER
 from agent_runner.ports.announcers import Announcer
 from agent_runner.ports.artifacts import ArtifactStore
@@ -102,6 +103,7 @@ def build_services(
     spool: Path | None = None,
     skill_limits: ArchiveLimits | None = None,
     secrets: SecretBox | None = None,
+    attempt_limits: AttemptLimits = LIMITS,
 ) -> Services:
     """Build the services.
 
@@ -111,11 +113,12 @@ def build_services(
         spool: directory for uploads as they arrive; None: the system's for temporary files.
         skill_limits: what a skill's archive may be; None: the usual.
         secrets: seals secret variables; None: they are refused.
+        attempt_limits: how often an execution may be lost with its worker.
     """
     new_id, sealing = IdSource(clock), SecretFields(secrets)
     records, turns = ExecutionRecords(store, clock), SessionTurns(store)
     logbook = Logbook(records, log, announcer, clock=clock, replicas=replicas)
-    events, watches = EventService(logbook), WatchService(logbook, turns)
+    events, watches = EventService(logbook, attempt_limits), WatchService(logbook, turns)
     counters = Counters()
     runs = ExecutionRuns(
         store,

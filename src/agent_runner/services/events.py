@@ -11,6 +11,7 @@ from typing import Final
 
 import structlog
 
+from agent_runner.domain.attempts import LIMITS, AttemptLimits, why_over
 from agent_runner.domain.kinds import AGENT_EXECUTION
 from agent_runner.domain.phases import is_terminal, phase_name, phase_word
 from agent_runner.errors import (
@@ -46,6 +47,7 @@ from agent_runner.v1.runner_service_pb2 import (
 )
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
     EXECUTION_COMPLETED,
+    EXECUTION_FAILED,
     EXECUTION_PENDING,
     EXECUTION_PHASE_UNSPECIFIED,
     MESSAGE_SYSTEM,
@@ -69,10 +71,15 @@ _NOT_FROM_RUNNERS: Final = frozenset(
 
 
 class EventService:
-    """What runners and the control plane itself write to the logs."""
+    """What runners and the control plane itself write to the logs.
 
-    def __init__(self, logbook: Logbook) -> None:
+    Args:
+        limits: how often an execution may be lost before it is given up.
+    """
+
+    def __init__(self, logbook: Logbook, limits: AttemptLimits = LIMITS) -> None:
         self._logbook = logbook
+        self._limits = limits
 
     async def begin(self, record: ExecutionRecord, beside: Callable[[], Sequence[Awaitable[object]]]) -> None:
         """Log that a new execution is pending, while what else belongs to it is stored.
@@ -105,7 +112,7 @@ class EventService:
 
         Raises:
             NotFoundError: no such execution.
-            FailedPreconditionError: it has ended.
+            FailedPreconditionError: it has ended; also when it ends now, lost too often.
             FencedError: a later attempt of the same workflow run holds it.
         """
         validate(request)
@@ -174,15 +181,18 @@ class EventService:
         self, live: Live, request: StartAttemptRequest, head: LogHead
     ) -> StartAttemptResponse:
         if live.terminal:
-            raise FailedPreconditionError(
-                f"Execution {live.execution_id!r} has ended: it is {phase_word(live.phase)}."
-            )
+            raise _over(live)
+        lost = live.fold.run.held and not _asks_again(live, request)
         await self._hold(live, request, head)
+        if lost and (problem := why_over(live.fold.run, self._limits)) is not None:
+            end = PhaseChanged(phase=EXECUTION_FAILED, error=problem)
+            await self._logbook.store(live, [ExecutionEvent(phase_changed=end)], head)
+            raise _over(live)
         calls = await journal(self._logbook.events, live.execution_id) if head.attempt else []
         attempt = head.attempt + 1
         event = ExecutionEvent(
             attempt=attempt,
-            attempt_started=AttemptStarted(worker=request.worker, resumed=request.resumed),
+            attempt_started=AttemptStarted(worker=request.worker, resumed=request.resumed, lost_before=lost),
         )
         token = secrets.token_urlsafe(_TOKEN_BYTES)
         head = replace(head, attempt=attempt, position=0, token=digest_of(token))
@@ -223,7 +233,7 @@ class EventService:
             raise FencedError(live.execution_id, request.activity_attempt, head.attempt)
         if not request.workflow_run_id:
             return
-        holder = f"{request.workflow_run_id}/{request.activity_attempt}"
+        holder = _holder(request)
         if request.activity_attempt > 1 or live.record.holder:
             live.record = await self._logbook.records.set_fields(live.record, {HOLDER: holder})
         live.holder = holder
@@ -258,6 +268,22 @@ class EventService:
             copy.attempt = 0
         await self._logbook.store(live, copies, head)
         return True
+
+
+def _over(live: Live) -> FailedPreconditionError:
+    return FailedPreconditionError(
+        f"Execution {live.execution_id!r} has ended: it is {phase_word(live.phase)}."
+    )
+
+
+def _asks_again(live: Live, request: StartAttemptRequest) -> bool:
+    """Whether the worker that holds the execution asks once more, as when the answer did not reach it."""
+    assert live.record is not None
+    return bool(request.workflow_run_id) and (live.record.holder or live.holder) == _holder(request)
+
+
+def _holder(request: StartAttemptRequest) -> str:
+    return f"{request.workflow_run_id}/{request.activity_attempt}"
 
 
 def _checked_kind(number: int, event: ExecutionEvent) -> str | None:

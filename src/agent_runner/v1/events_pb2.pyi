@@ -11,6 +11,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -21,6 +22,28 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _AttemptEnd:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AttemptEndEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AttemptEnd.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ATTEMPT_END_UNSPECIFIED: _AttemptEnd.ValueType  # 0
+    ATTEMPT_END_HANDED_OVER: _AttemptEnd.ValueType  # 1
+    """Its worker was to stop. There may be any number of these."""
+    ATTEMPT_END_FAILED: _AttemptEnd.ValueType  # 2
+    """Its turn failed, and may succeed when it is tried again."""
+
+class AttemptEnd(_AttemptEnd, metaclass=_AttemptEndEnumTypeWrapper):
+    """How an attempt ended after which there is another one."""
+
+ATTEMPT_END_UNSPECIFIED: AttemptEnd.ValueType  # 0
+ATTEMPT_END_HANDED_OVER: AttemptEnd.ValueType  # 1
+"""Its worker was to stop. There may be any number of these."""
+ATTEMPT_END_FAILED: AttemptEnd.ValueType  # 2
+"""Its turn failed, and may succeed when it is tried again."""
+Global___AttemptEnd: _TypeAlias = AttemptEnd  # noqa: Y015
 
 @_typing.final
 class ExecutionEvent(_message.Message):
@@ -59,6 +82,7 @@ class ExecutionEvent(_message.Message):
     STEERING_REQUESTED_FIELD_NUMBER: _builtins.int
     STEERING_JOINED_FIELD_NUMBER: _builtins.int
     JOINED_EXECUTION_FIELD_NUMBER: _builtins.int
+    ATTEMPT_ENDED_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     """Position in the execution's log, from 1, without gaps. Set by the control plane. Once an execution
     has ended, text is folded into its message; the events that are left keep their numbers.
@@ -119,6 +143,8 @@ class ExecutionEvent(_message.Message):
     def steering_joined(self) -> Global___SteeringJoined: ...
     @_builtins.property
     def joined_execution(self) -> Global___JoinedExecution: ...
+    @_builtins.property
+    def attempt_ended(self) -> Global___AttemptEnded: ...
     def __init__(
         self,
         *,
@@ -151,12 +177,13 @@ class ExecutionEvent(_message.Message):
         steering_requested: Global___SteeringRequested | None = ...,
         steering_joined: Global___SteeringJoined | None = ...,
         joined_execution: Global___JoinedExecution | None = ...,
+        attempt_ended: Global___AttemptEnded | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["approval_asked", b"approval_asked", "approval_resolved", b"approval_resolved", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "event", b"event", "joined_execution", b"joined_execution", "message_completed", b"message_completed", "message_delta", b"message_delta", "message_started", b"message_started", "pause_requested", b"pause_requested", "paused", b"paused", "phase_changed", b"phase_changed", "resumed", b"resumed", "run_described", b"run_described", "status_merged", b"status_merged", "steering_joined", b"steering_joined", "steering_requested", b"steering_requested", "sub_agent_completed", b"sub_agent_completed", "sub_agent_started", b"sub_agent_started", "todos_changed", b"todos_changed", "tool_call_completed", b"tool_call_completed", "tool_call_failed", b"tool_call_failed", "tool_call_output", b"tool_call_output", "tool_call_started", b"tool_call_started", "usage_reported", b"usage_reported", "warning_raised", b"warning_raised"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["approval_asked", b"approval_asked", "approval_resolved", b"approval_resolved", "attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "event", b"event", "joined_execution", b"joined_execution", "message_completed", b"message_completed", "message_delta", b"message_delta", "message_started", b"message_started", "pause_requested", b"pause_requested", "paused", b"paused", "phase_changed", b"phase_changed", "resumed", b"resumed", "run_described", b"run_described", "status_merged", b"status_merged", "steering_joined", b"steering_joined", "steering_requested", b"steering_requested", "sub_agent_completed", b"sub_agent_completed", "sub_agent_started", b"sub_agent_started", "todos_changed", b"todos_changed", "tool_call_completed", b"tool_call_completed", "tool_call_failed", b"tool_call_failed", "tool_call_output", b"tool_call_output", "tool_call_started", b"tool_call_started", "usage_reported", b"usage_reported", "warning_raised", b"warning_raised"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_asked", b"approval_asked", "approval_resolved", b"approval_resolved", "attempt", b"attempt", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "event", b"event", "joined_execution", b"joined_execution", "message_completed", b"message_completed", "message_delta", b"message_delta", "message_started", b"message_started", "pause_requested", b"pause_requested", "paused", b"paused", "phase_changed", b"phase_changed", "resumed", b"resumed", "run_described", b"run_described", "seq", b"seq", "status_merged", b"status_merged", "steering_joined", b"steering_joined", "steering_requested", b"steering_requested", "sub_agent_completed", b"sub_agent_completed", "sub_agent_id", b"sub_agent_id", "sub_agent_started", b"sub_agent_started", "time", b"time", "todos_changed", b"todos_changed", "tool_call_completed", b"tool_call_completed", "tool_call_failed", b"tool_call_failed", "tool_call_output", b"tool_call_output", "tool_call_started", b"tool_call_started", "usage_reported", b"usage_reported", "warning_raised", b"warning_raised"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_asked", b"approval_asked", "approval_resolved", b"approval_resolved", "attempt", b"attempt", "attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "event", b"event", "joined_execution", b"joined_execution", "message_completed", b"message_completed", "message_delta", b"message_delta", "message_started", b"message_started", "pause_requested", b"pause_requested", "paused", b"paused", "phase_changed", b"phase_changed", "resumed", b"resumed", "run_described", b"run_described", "seq", b"seq", "status_merged", b"status_merged", "steering_joined", b"steering_joined", "steering_requested", b"steering_requested", "sub_agent_completed", b"sub_agent_completed", "sub_agent_id", b"sub_agent_id", "sub_agent_started", b"sub_agent_started", "time", b"time", "todos_changed", b"todos_changed", "tool_call_completed", b"tool_call_completed", "tool_call_failed", b"tool_call_failed", "tool_call_output", b"tool_call_output", "tool_call_started", b"tool_call_started", "usage_reported", b"usage_reported", "warning_raised", b"warning_raised"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["phase_changed", "attempt_started", "message_started", "message_delta", "message_completed", "tool_call_started", "tool_call_output", "tool_call_completed", "tool_call_failed", "todos_changed", "sub_agent_started", "sub_agent_completed", "usage_reported", "approval_asked", "approval_resolved", "warning_raised", "run_described", "cancel_requested", "status_merged", "pause_requested", "paused", "resumed", "steering_requested", "steering_joined", "joined_execution"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["phase_changed", "attempt_started", "message_started", "message_delta", "message_completed", "tool_call_started", "tool_call_output", "tool_call_completed", "tool_call_failed", "todos_changed", "sub_agent_started", "sub_agent_completed", "usage_reported", "approval_asked", "approval_resolved", "warning_raised", "run_described", "cancel_requested", "status_merged", "pause_requested", "paused", "resumed", "steering_requested", "steering_joined", "joined_execution", "attempt_ended"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -197,23 +224,52 @@ class AttemptStarted(_message.Message):
 
     WORKER_FIELD_NUMBER: _builtins.int
     RESUMED_FIELD_NUMBER: _builtins.int
+    LOST_BEFORE_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
     """Host and process of the worker, for people."""
     resumed: _builtins.bool
     """True when a checkpoint of the turn is there and is gone on with."""
+    lost_before: _builtins.bool
+    """True when the attempt before was lost: its worker never said that it let go. Set by the control plane."""
     def __init__(
         self,
         *,
         worker: _builtins.str = ...,
         resumed: _builtins.bool = ...,
+        lost_before: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["resumed", b"resumed", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lost_before", b"lost_before", "resumed", b"resumed", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AttemptStarted: _TypeAlias = AttemptStarted  # noqa: Y015
+
+@_typing.final
+class AttemptEnded(_message.Message):
+    """A worker let go of an execution that goes on with another attempt. Lost attempts say nothing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOW_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    how: Global___AttemptEnd.ValueType
+    reason: _builtins.str
+    """Why, for people."""
+    def __init__(
+        self,
+        *,
+        how: Global___AttemptEnd.ValueType = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["how", b"how", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttemptEnded: _TypeAlias = AttemptEnded  # noqa: Y015
 
 @_typing.final
 class MessageStarted(_message.Message):

@@ -64,7 +64,7 @@ class RunnerServiceServicer:
     def StartAttempt(self, request, context):
         """Takes an execution and gets the number that fences off every earlier attempt. The control plane
         logs `attempt_started`. ABORTED: a later attempt of the same workflow run holds it.
-        FAILED_PRECONDITION: the execution has ended.
+        FAILED_PRECONDITION: the execution has ended, be it now, because too many attempts were lost.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,7 +36,7 @@ class RunnerServiceStub:
     StartAttempt: _grpc.UnaryUnaryMultiCallable[_runner_service_pb2.StartAttemptRequest, _runner_service_pb2.StartAttemptResponse]
     """Takes an execution and gets the number that fences off every earlier attempt. The control plane
     logs `attempt_started`. ABORTED: a later attempt of the same workflow run holds it.
-    FAILED_PRECONDITION: the execution has ended.
+    FAILED_PRECONDITION: the execution has ended, be it now, because too many attempts were lost.
     """
     AppendEvents: _grpc.UnaryUnaryMultiCallable[_runner_service_pb2.AppendEventsRequest, _runner_service_pb2.AppendEventsResponse]
     """Appends events in order. Safe to repeat: what was stored already is skipped. ABORTED: a newer
@@ -64,7 +64,7 @@ class RunnerServiceAsyncStub(RunnerServiceStub):
     StartAttempt: _aio.UnaryUnaryMultiCallable[_runner_service_pb2.StartAttemptRequest, _runner_service_pb2.StartAttemptResponse]  # type: ignore[assignment]
     """Takes an execution and gets the number that fences off every earlier attempt. The control plane
     logs `attempt_started`. ABORTED: a later attempt of the same workflow run holds it.
-    FAILED_PRECONDITION: the execution has ended.
+    FAILED_PRECONDITION: the execution has ended, be it now, because too many attempts were lost.
     """
     AppendEvents: _aio.UnaryUnaryMultiCallable[_runner_service_pb2.AppendEventsRequest, _runner_service_pb2.AppendEventsResponse]  # type: ignore[assignment]
     """Appends events in order. Safe to repeat: what was stored already is skipped. ABORTED: a newer
@@ -95,7 +95,7 @@ class RunnerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_runner_service_pb2.StartAttemptResponse, _abc.Awaitable[_runner_service_pb2.StartAttemptResponse]]:
         """Takes an execution and gets the number that fences off every earlier attempt. The control plane
         logs `attempt_started`. ABORTED: a later attempt of the same workflow run holds it.
-        FAILED_PRECONDITION: the execution has ended.
+        FAILED_PRECONDITION: the execution has ended, be it now, because too many attempts were lost.
         """
 
     @_abc_1.abstractmethod

@@ -25,10 +25,13 @@ from agent_runner.adapters.controlplane.resources import GrpcResourceReader
 from agent_runner.adapters.models.resolver import DefaultModelResolver
 from agent_runner.adapters.sandbox.local import LocalProvider
 from agent_runner.adapters.status.sinks import NegotiatingSinks
+from agent_runner.adapters.status.spools import Spool
 from agent_runner.adapters.temporal.connection import TemporalConnection
 from agent_runner.adapters.temporal.managed import ManagedTemporal
 from agent_runner.adapters.workflows.temporal import StarterSettings, TemporalWorkflowStarter
+from agent_runner.bootstrap.runner import delivering
 from agent_runner.client.channels import Channel
+from agent_runner.domain.attempts import LIMITS, AttemptLimits
 from agent_runner.domain.phases import is_terminal
 from agent_runner.ports.workflows import workflow_id
 from agent_runner.runner.attempts import Parts
@@ -45,9 +48,10 @@ async def parts(server: str, directory: Path) -> AsyncIterator[Parts]:
     checkpoints = SqliteCheckpoints(directory / "checkpoints.db")
     await checkpoints.open()
     sandboxes = LocalProvider(directory / "sandboxes")
+    spool = Spool(directory / "outbox")
     try:
         yield Parts(
-            sinks=NegotiatingSinks(channel),
+            sinks=NegotiatingSinks(channel, spool=spool),
             reader=GrpcResourceReader(channel),
             sandboxes=sandboxes,
             models=DefaultModelResolver({}),
@@ -58,6 +62,7 @@ async def parts(server: str, directory: Path) -> AsyncIterator[Parts]:
         )
     finally:
         await sandboxes.aclose()
+        await spool.aclose()
         await checkpoints.aclose()
         await channel.aclose()
 
@@ -151,12 +156,14 @@ async def _kill(process: asyncio.subprocess.Process) -> None:
 
 
 @asynccontextmanager
-async def stack(directory: Path, settings: StarterSettings | None = None) -> AsyncIterator[Stack]:
+async def stack(
+    directory: Path, settings: StarterSettings | None = None, limits: AttemptLimits = LIMITS
+) -> AsyncIterator[Stack]:
     """Temporal, control plane and its worker; runners are started by the test."""
     async with ManagedTemporal(directory / "temporal") as temporal:
         connection = TemporalConnection.managed(temporal.address)
         client = await connection.client()
-        server = NativeServer(TemporalWorkflowStarter(connection, settings))
+        server = NativeServer(TemporalWorkflowStarter(connection, settings), limits)
         await server.start()
         made = Stack(temporal, connection, client, server, directory)
         try:
@@ -171,7 +178,7 @@ async def _run_alone(temporal: str, server: str, directory: Path) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     client = await TemporalConnection.managed(temporal).client()
-    async with parts(server, directory) as made, RunnerWorker(client, made):
+    async with parts(server, directory) as made, delivering(made.sinks), RunnerWorker(client, made):
         print("ready", flush=True)
         await stop.wait()
 

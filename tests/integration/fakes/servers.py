@@ -13,6 +13,7 @@ from agent_runner import errors
 from agent_runner.adapters.announcers.memory import MemoryAnnouncer
 from agent_runner.adapters.artifacts.objects import ObjectArtifactStore
 from agent_runner.adapters.store.memory import MemoryEventLog, MemoryResourceStore
+from agent_runner.domain.attempts import LIMITS, AttemptLimits
 from agent_runner.domain.status import merge_status
 from agent_runner.ports.workflows import WorkflowStarter
 from agent_runner.services.container import Services, build_services
@@ -97,7 +98,7 @@ class TestServer:
 class NativeServer(TestServer):
     """What a runner needs of our control plane, over the real services on stores in memory."""
 
-    def __init__(self, workflows: WorkflowStarter) -> None:
+    def __init__(self, workflows: WorkflowStarter, limits: AttemptLimits = LIMITS) -> None:
         super().__init__()
         self.appends: list[AppendEventsRequest] = []
         self.services: Services = build_services(
@@ -106,6 +107,7 @@ class NativeServer(TestServer):
             MemoryAnnouncer(),
             workflows,
             ObjectArtifactStore.from_url("memory:///"),
+            attempt_limits=limits,
         )
         services = self.services
         self.add(

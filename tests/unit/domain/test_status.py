@@ -209,6 +209,8 @@ STEP = st.one_of(
     st.builds(done, st.sampled_from("ab")),
     st.builds(call, st.sampled_from(["c1", "c2"]), st.sampled_from("ab")),
     st.just({"attempt_started": ev.AttemptStarted()}),
+    st.just({"attempt_started": ev.AttemptStarted(lost_before=True)}),
+    st.just({"attempt_ended": ev.AttemptEnded(how=ev.ATTEMPT_END_FAILED)}),
     st.sampled_from(["EXECUTION_IN_PROGRESS", "EXECUTION_COMPLETED"]).map(phase),
 )
 

@@ -9,14 +9,17 @@ from unit.services.conftest import World
 from unit.services.fakes.resources import (
     COMPLETED,
     IN_PROGRESS,
+    agent,
     called,
     calls,
+    execution,
     goes_on,
     has_said,
     says,
 )
 from unit.services.fakes.runners import Runner
 
+from agent_runner.domain.attempts import AttemptLimits
 from agent_runner.domain.status import fold
 from agent_runner.errors import (
     ConflictError,
@@ -27,11 +30,15 @@ from agent_runner.errors import (
     PositionError,
     UnavailableError,
 )
-from agent_runner.services.container import Services
-from agent_runner.v1.events_pb2 import ExecutionEvent
+from agent_runner.services.container import Services, build_services
+from agent_runner.v1.events_pb2 import ATTEMPT_END_HANDED_OVER, AttemptEnded, ExecutionEvent
 from agent_runner.v1.runner_service_pb2 import AppendEventsRequest, StartAttemptRequest
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution, AgentExecutionStatus
-from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import EXECUTION_COMPLETED, EXECUTION_IN_PROGRESS
+from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
+    EXECUTION_COMPLETED,
+    EXECUTION_FAILED,
+    EXECUTION_IN_PROGRESS,
+)
 
 
 @pytest.fixture
@@ -101,6 +108,49 @@ async def test_an_early_attempt_that_starts_late_takes_nothing_over(
 
 async def test_a_start_that_is_repeated_gets_a_new_number(services: Services, runner: Runner) -> None:
     assert (await Runner(services, runner.execution_id).start()).attempt == 2
+
+
+async def test_a_worker_that_is_lost_again_and_again_ends_the_execution(world: World) -> None:
+    services = build_services(
+        world.store,
+        world.log,
+        world.announcer,
+        world.workflows,
+        world.artifacts,
+        attempt_limits=AttemptLimits(lost=3),
+    )
+    helper = await services.agents.create(agent())
+    execution_id = (await services.executions.create(execution(agent_id=helper.metadata.id))).metadata.id
+    for attempt in (1, 2):
+        runner = Runner(services, execution_id)
+        await runner.start(attempt=attempt)
+        await runner.send(IN_PROGRESS)
+    handed_over = AttemptEnded(how=ATTEMPT_END_HANDED_OVER)
+    await runner.send(ExecutionEvent(attempt_ended=handed_over))
+    for attempt in (3, 4):
+        await Runner(services, execution_id).start(attempt=attempt)
+
+    with pytest.raises(FailedPreconditionError, match="failed"):
+        await Runner(services, execution_id).start(attempt=5)
+
+    status = (await services.executions.get(execution_id)).status
+    assert status.phase == EXECUTION_FAILED
+    assert "stopped answering 3 times in a row" in status.error
+    lost = [
+        e.attempt_started.lost_before for e in await logged(world, execution_id) if e.attempt_started.worker
+    ]
+    assert lost == [False, True, False, True]
+    await services.aclose()
+
+
+async def test_a_worker_whose_start_was_not_answered_asks_again_and_is_not_lost(
+    services: Services, world: World, runner: Runner
+) -> None:
+    for _ in range(20):
+        await Runner(services, runner.execution_id).start(attempt=1)
+
+    status = (await services.executions.get(runner.execution_id)).status
+    assert (status.run.attempt, status.run.lost_in_a_row) == (21, 0)
 
 
 async def test_the_journal_tells_of_finished_and_unfinished_calls(services: Services, runner: Runner) -> None:
