@@ -173,7 +173,7 @@ class TurnRun:
             skills=skills.paths,
             previous_id=plan.session.spec.sandbox_id,
         )
-        wishes = turns.model_wishes(self._spec, plan.agent)
+        wishes = turns.model_wishes(self._spec, plan.agent, self._before.run.model)
         return await asyncio.gather(
             self._parts.sandboxes.ensure(wanted),
             # Loads the provider's library.

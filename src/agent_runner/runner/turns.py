@@ -155,10 +155,16 @@ def _with_section(instructions: str, skills: LoadedSkills, name: str) -> str:
     return f"{instructions}\n\n{section}" if section else instructions
 
 
-def model_wishes(spec: AgentExecutionSpec, agent: Agent) -> Sequence[ModelOptions]:
-    """What was asked for, the strongest first: by the execution, then by the agent."""
+def model_wishes(spec: AgentExecutionSpec, agent: Agent, pinned: str = "") -> Sequence[ModelOptions]:
+    """What was asked for, the strongest first: by the execution, then by the agent.
+
+    Args:
+        pinned: the model an earlier attempt ran with. It is kept, whatever has changed since: the
+            conversation so far is that model's, and another worker may have another default.
+    """
     config = spec.execution_config
-    return [config.options.model, ModelOptions(model_name=config.model_name), agent.spec.options.model]
+    named = [config.options.model, ModelOptions(model_name=config.model_name), agent.spec.options.model]
+    return [ModelOptions(model_name=pinned), *named]
 
 
 def limits(spec: AgentExecutionSpec, agent: Agent) -> Limits:
