@@ -17,7 +17,8 @@ from starlette.types import ASGIApp
 
 from agent_runner.client import AgentRunner
 from agent_runner.client.errors import code_of
-from agent_runner.console.events import HEARTBEAT, SLOW, EventStream
+from agent_runner.console.events import EventStream
+from agent_runner.console.limits import HEARTBEAT, SLOW
 from agent_runner.domain.phases import is_terminal
 from agent_runner.errors import AgentRunnerError, InvalidRequestError, NotFoundError, UnavailableError
 from agent_runner.v1.server_service_pb2 import GetMetricsResponse

@@ -20,14 +20,12 @@ import structlog
 from google.protobuf.json_format import MessageToDict
 from starlette.types import Message, Receive, Scope, Send
 
+from agent_runner.console.limits import HEARTBEAT, SLOW
 from agent_runner.errors import AgentRunnerError
 from agent_runner.v1.events_pb2 import ExecutionEvent
 
 log = structlog.get_logger(__name__)
 
-HEARTBEAT: Final = timedelta(seconds=15)
-SLOW: Final = timedelta(seconds=30)
-"""Who takes nothing for so long is cut off, and goes on by `Last-Event-ID`."""
 _MOST_WAITING: Final = 256
 _MOST_BYTES: Final = 256 << 10
 _HEADERS: Final = [

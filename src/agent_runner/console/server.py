@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
-from collections.abc import Iterator
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import structlog
-import uvicorn
 
 from agent_runner.client import AgentRunner
-from agent_runner.console.application import WebPort
-from agent_runner.console.events import HEARTBEAT, SLOW
+from agent_runner.console.limits import GRACE, HEARTBEAT, SLOW
 from agent_runner.errors import SettingsError
 
+if TYPE_CHECKING:
+    from agent_runner.console.serving import WebServer
+
 log = structlog.get_logger(__name__)
-
-_GRACE_SECONDS = 2
-
-
-class _Uvicorn(uvicorn.Server):
-    """Leaves signals to the process."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 class Console:
     """Serves the web port.
+
+    It listens from the start; what answers is loaded with the first caller, since most control planes
+    have none: 6 MiB, and ten wake-ups a second.
 
     Args:
         listen: `host:port`; port 0 takes a free one.
@@ -50,10 +43,12 @@ class Console:
     ) -> None:
         self._listen = listen
         self._elsewhere = elsewhere
+        self._api_key = api_key
+        self._heartbeat = heartbeat
         self._slow_after = slow_after
         self._client = AgentRunner(server, api_key)
-        self._port = WebPort(self._client, api_key, heartbeat=heartbeat, slow_after=slow_after)
-        self._uvicorn: _Uvicorn | None = None
+        self._listener: socket.socket | None = None
+        self._server: WebServer | None = None
         self._serving: asyncio.Task[None] | None = None
 
     async def start(self) -> str:
@@ -62,32 +57,41 @@ class Console:
         Raises:
             SettingsError: the address cannot be listened on.
         """
-        listener = self._bind()
-        config = uvicorn.Config(
-            self._port.application(),
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=_GRACE_SECONDS,
-            h11_max_incomplete_event_size=16 << 10,
-            limit_concurrency=2000,
-        )
-        self._uvicorn = _Uvicorn(config)
-        self._serving = asyncio.create_task(self._uvicorn.serve([listener]), name="web port")
+        listener = self._listener = self._bind()
+        asyncio.get_running_loop().add_reader(listener, self._serve_from_now_on)
         host, port = listener.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         log.info("web port listens", url=url)
         return url
 
     async def stop(self) -> None:
-        """End streams, let requests end, then close."""
-        self._port.closing.set()
-        if self._uvicorn is not None and self._serving is not None:
-            self._uvicorn.should_exit = True
-            await asyncio.wait([self._serving], timeout=_GRACE_SECONDS + 2)
+        """End streams, let requests end, then close. May be called twice."""
+        listener, self._listener = self._listener, None
+        if listener is not None and self._serving is None:
+            asyncio.get_running_loop().remove_reader(listener)
+        if self._serving is not None:
+            if self._server is not None:
+                self._server.end()
+                await asyncio.wait([self._serving], timeout=2 * GRACE.total_seconds())
             self._serving.cancel()
+            await asyncio.wait([self._serving])
+        if listener is not None:
+            listener.close()
         await self._client.aclose()
+
+    def _serve_from_now_on(self) -> None:
+        assert self._listener is not None
+        asyncio.get_running_loop().remove_reader(self._listener)
+        self._serving = asyncio.create_task(self._serve(self._listener), name="web port")
+
+    async def _serve(self, listener: socket.socket) -> None:
+        self._server = await asyncio.to_thread(self._load)
+        await self._server.serve(listener)
+
+    def _load(self) -> WebServer:
+        from agent_runner.console.serving import WebServer
+
+        return WebServer(self._client, self._api_key, heartbeat=self._heartbeat, slow_after=self._slow_after)
 
     def _bind(self) -> socket.socket:
         host, _, port = self._listen.rpartition(":")
