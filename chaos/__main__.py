@@ -36,7 +36,14 @@ async def _resume(folder: Path, options: argparse.Namespace) -> list[str]:
 
 async def _cancel(folder: Path, options: argparse.Namespace) -> list[str]:
     count = options.count or 200
-    return await cancels.cancels(folder, seed=options.seed, count=count, at_once=options.sessions or 5)
+    problems = []
+    for pushes in (False,) if options.no_worker_commands else (True, False):
+        place = folder / ("pushing" if pushes else "plain")
+        await asyncio.to_thread(place.mkdir, exist_ok=True)
+        problems += await cancels.cancels(
+            place, seed=options.seed, count=count, at_once=options.sessions or 5, pushes=pushes
+        )
+    return problems
 
 
 async def _queue(folder: Path, options: argparse.Namespace) -> list[str]:
@@ -73,6 +80,9 @@ def main() -> None:
     parser.add_argument("--longest", type=float, default=9.0, help="seconds a fault may last")
     parser.add_argument("--reconnects", type=int, default=1000, help="at least so many, of watchers")
     parser.add_argument("--only", default="", help="one kind of fault alone")
+    parser.add_argument(
+        "--no-worker-commands", action="store_true", help="cancel with a Temporal that pushes none, alone"
+    )
     parser.add_argument("--keep", type=Path, help="work in this directory and leave it there")
     options = parser.parse_args()
     problems = asyncio.run(_run(SCENARIOS[options.scenario], options))

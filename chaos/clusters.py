@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,10 +17,25 @@ import psutil
 from agent_runner.adapters.temporal.managed import ManagedTemporal
 from agent_runner.client import AgentRunner
 from agent_runner.errors import AgentRunnerError
+from agent_runner.processes import Command
 from bench.product import Processes
 from chaos.proxies import FaultProxy
 
 _READY = timedelta(seconds=90)
+
+
+class PlainTemporal(ManagedTemporal):
+    """One which pushes no cancels to workers, as those of others do not; they learn of them by heartbeats."""
+
+    def _command(self) -> Command:
+        command = super()._command()
+        pushing = [value for value in command.argv if "WorkerCommand" in value]
+        assert pushing, "the managed server does not push cancels either"
+        argv = list(command.argv)
+        for value in pushing:
+            at = argv.index(value)
+            del argv[at - 1 : at + 1]
+        return replace(command, argv=argv)
 
 
 class Cluster:
@@ -30,9 +46,17 @@ class Cluster:
     `watchers/server`.
     """
 
-    def __init__(self, folder: Path, *, workers: int, concurrency: int = 20, heartbeat: float = 5.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        workers: int,
+        concurrency: int = 20,
+        heartbeat: float = 5.0,
+        pushes_cancels: bool = True,
+    ) -> None:
         self.processes = Processes(folder)
-        self.temporal = ManagedTemporal(folder / "temporal")
+        self.temporal = (ManagedTemporal if pushes_cancels else PlainTemporal)(folder / "temporal")
         self.proxies: dict[str, FaultProxy] = {}
         self.workers = [f"worker-{number}" for number in range(1, workers + 1)]
         self._concurrency = concurrency
@@ -125,9 +149,20 @@ class Cluster:
 
 @contextlib.asynccontextmanager
 async def cluster(
-    folder: Path, *, workers: int, concurrency: int = 20, heartbeat: float = 5.0
+    folder: Path,
+    *,
+    workers: int,
+    concurrency: int = 20,
+    heartbeat: float = 5.0,
+    pushes_cancels: bool = True,
 ) -> AsyncIterator[Cluster]:
-    made = Cluster(folder, workers=workers, concurrency=concurrency, heartbeat=heartbeat)
+    made = Cluster(
+        folder,
+        workers=workers,
+        concurrency=concurrency,
+        heartbeat=heartbeat,
+        pushes_cancels=pushes_cancels,
+    )
     try:
         await made.start()
         yield made
