@@ -183,6 +183,12 @@ class Settings:
         least=1,
         description="Events after which a batch of progress leaves the runner, or 100 ms.",
     )
+    outbox_bytes: int = setting(
+        default=256 << 20,
+        least=1 << 20,
+        description="Bytes that events may take up on a runner's disk while the control plane is away. "
+        "Beyond it their text waits in memory.",
+    )
     full_workflow_argument: bool = setting(
         default=False,
         description="Give foreign runners the whole execution as the workflow's argument.",

@@ -1,16 +1,19 @@
-"""A worker that dies while the control plane is away loses nothing: its memory is no place of truth."""
+"""An outage of the control plane loses nothing, whatever becomes of the worker and the attempt meanwhile."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from integration.fakes.runner_stack import Stack, parts, stack
 
+from agent_runner.adapters.status.spool_files import SpoolFile
 from agent_runner.adapters.workflows.temporal import StarterSettings
+from agent_runner.bootstrap.runner import delivering
 from agent_runner.domain.status import fold
 from agent_runner.v1.events_pb2 import ExecutionEvent
 from agent_runner.v1.execution_service_pb2 import WatchExecutionResponse
@@ -26,6 +29,15 @@ turns:
         chunk_tokens: 1
         calls: [{{name: execute, args: {{command: "echo once >> effects; cat effects"}}}}]
       - text: Done.
+"""
+
+STORY = " ".join(f"word{n}" for n in range(200))
+TELLS = f"""
+turns:
+  - steps:
+      - text: "{STORY} fin."
+        delay_ms: 10
+        chunk_tokens: 1
 """
 
 
@@ -81,3 +93,131 @@ async def test_what_a_dead_worker_could_not_send_is_told_by_the_next(
     log = await log_of(world, execution)
     assert [event.seq for event in log] == list(range(1, len(log) + 1))
     assert fold(AgentExecutionStatus(), log).messages == status.messages
+
+
+def on_disk(world: Stack) -> list[ExecutionEvent]:
+    """What a runner of this stack has written down, whoever holds it."""
+    found: list[ExecutionEvent] = []
+    for path in sorted((world.directory / "outbox").glob("*.events")):
+        file = SpoolFile(path, os.open(path, os.O_RDONLY), path.stat().st_size)
+        while events := file.read(len(found), most_bytes=1 << 20, most_events=1000)[1]:
+            found += events
+        file.close()
+    return found
+
+
+async def written(world: Stack, wanted: Callable[[Sequence[ExecutionEvent]], bool]) -> None:
+    """Until what a runner has written down is as wanted."""
+    async with asyncio.timeout(30):
+        while not wanted(on_disk(world)):  # noqa: ASYNC110 (files have no event)
+            await asyncio.sleep(0.05)
+
+
+def completed(events: Sequence[ExecutionEvent]) -> bool:
+    return any(event.phase_changed.phase == EXECUTION_COMPLETED for event in events)
+
+
+def text_of(events: Sequence[ExecutionEvent]) -> str:
+    return "".join(event.message_delta.text for event in events)
+
+
+async def delivered(world: Stack, execution: AgentExecution, attempts: int) -> list[ExecutionEvent]:
+    """The whole story, told once, by so many attempts, and nothing left on the disk."""
+    status = (await world.ended(execution)).status
+    assert status.phase == EXECUTION_COMPLETED, status.error
+    assert [m.content.strip() for m in status.messages] == ["hello", f"{STORY} fin."]
+    log = await log_of(world, execution)
+    assert [event.seq for event in log] == list(range(1, len(log) + 1))
+    assert fold(AgentExecutionStatus(), log).messages == status.messages
+    assert max(event.attempt for event in log) == attempts
+    async with asyncio.timeout(20):
+        while on_disk(world):  # noqa: ASYNC110 (files have no event)
+            await asyncio.sleep(0.05)
+    return log
+
+
+async def test_a_story_told_to_its_end_in_an_outage_survives_its_runner(world: Stack) -> None:
+    worker = await world.spawn_worker()
+    execution = await world.create(await world.agent(TELLS))
+    await world.seen(execution, "word3 ")
+    await world.server.stop()
+    await written(world, completed)
+    worker.kill()
+    await worker.wait()
+    assert on_disk(world)
+    await world.server.start()
+    await world.spawn_worker()
+
+    log = await delivered(world, execution, attempts=1)
+
+    # In the words of the attempt that is dead; the end was there before another one could begin.
+    assert text_of([event for event in log if event.attempt == 1]).strip() == f"{STORY} fin."
+    async with asyncio.timeout(20):
+        await world.handle(execution).result()
+
+
+async def test_half_a_story_survives_its_runner_and_is_told_anew(world: Stack) -> None:
+    worker = await world.spawn_worker()
+    execution = await world.create(await world.agent(TELLS))
+    await world.seen(execution, "word3 ")
+    await world.server.stop()
+    await written(world, lambda events: "word120" in text_of(events))
+    worker.kill()
+    await worker.wait()
+    await world.server.start()
+    await world.spawn_worker()
+
+    log = await delivered(world, execution, attempts=2)
+
+    assert "word119 word120" in text_of([event for event in log if event.attempt == 1])
+
+
+async def test_an_end_whose_runner_never_comes_back_is_delivered_by_any_on_its_directory(
+    world: Stack,
+) -> None:
+    worker = await world.spawn_worker()
+    execution = await world.create(await world.agent(TELLS))
+    await world.seen(execution, "word3 ")
+    await world.server.stop()
+    await written(world, completed)
+    worker.kill()
+    await worker.wait()
+    await world.server.start()
+
+    async with parts(world.server.address, world.directory) as made, delivering(made.sinks):
+        await delivered(world, execution, attempts=1)
+
+
+async def test_an_end_said_after_the_time_of_its_attempt_arrives(tmp_path: Path) -> None:
+    limits = StarterSettings(execution_timeout=timedelta(seconds=7), heartbeat_timeout=timedelta(seconds=2))
+    async with stack(tmp_path, limits) as world:
+        await world.spawn_worker()
+        execution = await world.create(await world.agent(TELLS))
+        await world.seen(execution, "word3 ")
+        await world.server.stop()
+        async with asyncio.timeout(40):
+            while not await timed_out(world, execution):  # noqa: ASYNC110 (nor has a retry)
+                await asyncio.sleep(0.1)
+        assert completed(on_disk(world))
+        await world.server.start()
+
+        await delivered(world, execution, attempts=1)
+        async with asyncio.timeout(20):
+            await world.handle(execution).result()
+
+
+async def timed_out(world: Stack, execution: AgentExecution) -> bool:
+    """Whether Temporal has taken the execution from its first attempt."""
+    shown = (await world.handle(execution).describe()).raw_description
+    return any(activity.attempt > 1 for activity in shown.pending_activities)
+
+
+async def test_a_runner_that_lives_on_delivers_all_of_an_outage_as_one_attempt(world: Stack) -> None:
+    await world.spawn_worker()
+    execution = await world.create(await world.agent(TELLS))
+    await world.seen(execution, "word3 ")
+    await world.server.stop()
+    await written(world, lambda events: "word120" in text_of(events))
+    await world.server.start()
+
+    await delivered(world, execution, attempts=1)

@@ -45,6 +45,10 @@ class DataDirectory:
         return self.root / "models"
 
     @property
+    def outbox(self) -> Path:
+        return self.root / "outbox"
+
+    @property
     def temporal(self) -> Path:
         return self.root / "temporal"
 

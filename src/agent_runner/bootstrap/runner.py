@@ -18,8 +18,9 @@ from agent_runner.adapters.mcp.connector import McpSessions
 from agent_runner.adapters.models.resolver import DefaultModelResolver
 from agent_runner.adapters.skills.cache import SkillCache
 from agent_runner.adapters.skills.grpc import GrpcSkillReader
-from agent_runner.adapters.status.native import BatchSettings
+from agent_runner.adapters.status.batches import BatchSettings
 from agent_runner.adapters.status.sinks import NegotiatingSinks
+from agent_runner.adapters.status.spools import Spool
 from agent_runner.adapters.temporal.connection import TemporalConnection
 from agent_runner.bootstrap.data import DataDirectory
 from agent_runner.bootstrap.engines import agent_factory
@@ -29,6 +30,7 @@ from agent_runner.bootstrap.skills import skill_limits
 from agent_runner.bootstrap.workers import once_connected
 from agent_runner.client.channels import Channel
 from agent_runner.domain.masking import LiveSecrets
+from agent_runner.ports.status_sinks import StatusSinks
 from agent_runner.runner.attempts import Parts
 from agent_runner.runner.worker import RunnerWorker, WorkerSettings
 from agent_runner.services.skill_loading import SkillLoader
@@ -70,6 +72,7 @@ async def runner(
     async with (
         parts(settings, data, channel, secrets) as made,
         reaping(made.sandboxes, channel) if reap else nullcontext(),
+        delivering(made.sinks),
     ):
 
         async def run_agents() -> None:
@@ -86,6 +89,27 @@ async def runner(
 
 
 @asynccontextmanager
+async def delivering(sinks: StatusSinks) -> AsyncIterator[None]:
+    """Deliver what ended attempts left, while the context is open."""
+
+    async def keep_delivering() -> None:
+        while True:
+            try:
+                await sinks.deliver_left()
+            # The edge of a task nobody watches.
+            except Exception:
+                log.exception("delivering what attempts left ended by itself and is started again")
+            await asyncio.sleep(60)
+
+    task = asyncio.create_task(keep_delivering(), name="deliver what was left")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+@asynccontextmanager
 async def parts(
     settings: Settings, data: DataDirectory, channel: Channel, secrets: LiveSecrets | None = None
 ) -> AsyncIterator[Parts]:
@@ -93,11 +117,12 @@ async def parts(
     sandboxes = sandbox_provider(settings, data)
     skills = GrpcSkillReader(channel)
     models = DefaultModelResolver(dict(os.environ), settings.model, local_folder=data.models)
+    spool = Spool(data.outbox, settings.outbox_bytes)
     mcp = McpSessions(on_progress=report_progress)
     try:
         async with SqliteCheckpoints(data.checkpoints) as checkpoints:
             yield Parts(
-                sinks=NegotiatingSinks(channel, BatchSettings(events=settings.batch_events)),
+                sinks=NegotiatingSinks(channel, BatchSettings(events=settings.batch_events), spool),
                 reader=GrpcResourceReader(channel),
                 sandboxes=sandboxes,
                 models=models,
@@ -112,6 +137,7 @@ async def parts(
             )
     finally:
         await mcp.aclose()
+        await spool.aclose()
         await asyncio.to_thread(models.aclose)
         await sandboxes.aclose()
         await channel.aclose()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from agent_runner.ports.agents import RecordedCall, SteeringMessage, ToolJournal
 from agent_runner.v1.events_pb2 import ExecutionEvent
@@ -85,7 +85,10 @@ class StatusSink(ToolJournal, Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Stop sending; what was not flushed is lost."""
+        """Stop sending.
+
+        What could not be sent is kept where `StatusSinks` finds it, if the adapter has such a place.
+        """
         ...
 
 
@@ -95,10 +98,16 @@ class StatusSinks(Protocol):
     async def open(self, attempt: AttemptOf) -> tuple[StatusSink, Grant]:
         """Take the execution.
 
+        What earlier attempts left on this host is delivered before: later it would be refused.
+
         Raises:
             NotFoundError: no such execution.
             FencedError: a later attempt has it.
             FailedPreconditionError: it has ended.
             UnavailableError: the server cannot be reached; try again.
         """
+        ...
+
+    async def deliver_left(self) -> NoReturn:
+        """Deliver what attempts left that nobody takes up again, for as long as this is awaited."""
         ...

@@ -25,9 +25,11 @@ from agent_runner.adapters.controlplane.resources import GrpcResourceReader
 from agent_runner.adapters.models.resolver import DefaultModelResolver
 from agent_runner.adapters.sandbox.local import LocalProvider
 from agent_runner.adapters.status.sinks import NegotiatingSinks
+from agent_runner.adapters.status.spools import Spool
 from agent_runner.adapters.temporal.connection import TemporalConnection
 from agent_runner.adapters.temporal.managed import ManagedTemporal
 from agent_runner.adapters.workflows.temporal import StarterSettings, TemporalWorkflowStarter
+from agent_runner.bootstrap.runner import delivering
 from agent_runner.client.channels import Channel
 from agent_runner.domain.attempts import LIMITS, AttemptLimits
 from agent_runner.domain.phases import is_terminal
@@ -46,9 +48,10 @@ async def parts(server: str, directory: Path) -> AsyncIterator[Parts]:
     checkpoints = SqliteCheckpoints(directory / "checkpoints.db")
     await checkpoints.open()
     sandboxes = LocalProvider(directory / "sandboxes")
+    spool = Spool(directory / "outbox")
     try:
         yield Parts(
-            sinks=NegotiatingSinks(channel),
+            sinks=NegotiatingSinks(channel, spool=spool),
             reader=GrpcResourceReader(channel),
             sandboxes=sandboxes,
             models=DefaultModelResolver({}),
@@ -59,6 +62,7 @@ async def parts(server: str, directory: Path) -> AsyncIterator[Parts]:
         )
     finally:
         await sandboxes.aclose()
+        await spool.aclose()
         await checkpoints.aclose()
         await channel.aclose()
 
@@ -174,7 +178,7 @@ async def _run_alone(temporal: str, server: str, directory: Path) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     client = await TemporalConnection.managed(temporal).client()
-    async with parts(server, directory) as made, RunnerWorker(client, made):
+    async with parts(server, directory) as made, delivering(made.sinks), RunnerWorker(client, made):
         print("ready", flush=True)
         await stop.wait()
 

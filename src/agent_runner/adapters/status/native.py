@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
+from typing import NoReturn
 
 import structlog
 
-from agent_runner.adapters.status.outbox import Outbox
+from agent_runner.adapters.status.batches import Batches, BatchSettings
+from agent_runner.adapters.status.leftovers import APPEND, NOT_WANTED, Leftovers
+from agent_runner.adapters.status.spools import Backlog, Spool
 from agent_runner.adapters.status.times import now
 from agent_runner.client.channels import Channel
 from agent_runner.client.errors import RemoteError
-from agent_runner.domain.status import StatusFold, fold
+from agent_runner.domain.status import StatusFold, fold, is_terminal
 from agent_runner.errors import (
     AgentRunnerError,
     ConflictError,
@@ -37,36 +38,39 @@ from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecutionStatus
 log = structlog.get_logger(__name__)
 
 _START = "/agent_runner.v1.RunnerService/StartAttempt"
-_APPEND = "/agent_runner.v1.RunnerService/AppendEvents"
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 _SERVER_FAULT_PATIENCE = timedelta(minutes=5)
 _CALL = timedelta(seconds=20)
-_SOON = 0.01
-"""Seconds a boundary waits nobody waits for: what a message asks for, and that it was done, go together."""
-
-
-@dataclass(frozen=True, slots=True)
-class BatchSettings:
-    """When a batch leaves.
-
-    Attributes:
-        events: after this many, text that is joined to text counting once, or
-        interval: this long after the batch before; at once when that is longer ago already, where a
-            phase changes and where somebody waits for it, and 10 ms after another boundary.
-    """
-
-    events: int = 10
-    interval: timedelta = timedelta(milliseconds=100)
+_PATIENCE = 1.0
+"""Seconds the control plane may be away before what waits for it is kept on disk."""
+_SILENCE = 5.0
+"""The same where calls do not fail, but are not answered: it may just be slow."""
+_FULL_PAUSE = 1.0
+"""Seconds between looks for room on the disk."""
 
 
 class NativeSinks:
     """Takes executions over from `agent_runner.v1.RunnerService`."""
 
-    def __init__(self, channel: Channel, settings: BatchSettings | None = None) -> None:
+    def __init__(
+        self, channel: Channel, settings: BatchSettings | None = None, spool: Spool | None = None
+    ) -> None:
+        """Without a spool what cannot be sent waits in memory alone."""
         self._channel = channel
         self._settings = settings or BatchSettings()
+        self._spool = spool
+        self._leftovers = Leftovers(channel, spool) if spool is not None else None
+
+    async def deliver_left(self) -> NoReturn:
+        if self._leftovers is not None:
+            await self._leftovers.run()
+        await asyncio.Event().wait()
+        raise AssertionError("nobody sets it")
 
     async def open(self, attempt: AttemptOf) -> tuple[NativeSink, Grant]:
+        if self._leftovers is not None:
+            # From here on the control plane refuses what earlier attempts have to say.
+            await self._leftovers.deliver(attempt.execution_id)
         request = StartAttemptRequest(
             execution_id=attempt.execution_id,
             worker=attempt.worker,
@@ -80,7 +84,8 @@ class NativeSinks:
             raise FencedError(attempt.execution_id, 0, attempt.activity_attempt) from error
         steering = [SteeringMessage(given.execution_id, given.text) for given in answer.steering]
         grant = Grant(answer.attempt, answer.execution, _recorded(answer), steering, answer.token)
-        return NativeSink(self._channel, self._settings, attempt.execution_id, grant), grant
+        backlog = self._spool.backlog(attempt.execution_id, grant.attempt) if self._spool else None
+        return NativeSink(self._channel, self._settings, attempt.execution_id, grant, backlog), grant
 
 
 def _recorded(answer: StartAttemptResponse) -> dict[str, RecordedCall]:
@@ -92,16 +97,34 @@ def _recorded(answer: StartAttemptResponse) -> dict[str, RecordedCall]:
 class NativeSink:
     """One attempt's events. A task of its own sends them; whoever emits never waits for the network.
 
-    A batch is sent again until it is answered; the server skips what it has by position.
+    A batch is sent again until it is answered; the server skips what it has by position. While it is
+    not answered, what comes goes to the backlog on disk, and is sent from there when somebody answers.
     """
 
-    def __init__(self, channel: Channel, settings: BatchSettings, execution_id: str, grant: Grant) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        settings: BatchSettings,
+        execution_id: str,
+        grant: Grant,
+        backlog: Backlog | None = None,
+    ) -> None:
         self._channel = channel
-        self._settings = settings
         self._execution_id = execution_id
         self._attempt = grant.attempt
         self._calls: Mapping[str, RecordedCall] = grant.calls
-        self._outbox = Outbox()
+        self._batches = Batches(settings)
+        self._backlog = backlog
+        self._writing = asyncio.Lock()
+        self._unsent: Sequence[ExecutionEvent] = ()
+        """Left the outbox, are neither stored nor on disk; the newest `len` of `_taken`."""
+        self._taken = 0
+        self._told = False
+        """Whether people were told that nobody answers."""
+        self._boundary = False
+        """Whether a boundary is among the unsent."""
+        self._not_begun: set[int] = set()
+        """Positions of the tool calls that wait to be stored before they run."""
         status = AgentExecutionStatus()
         status.CopyFrom(grant.execution.status)
         self._fold = StatusFold(status)
@@ -113,16 +136,13 @@ class NativeSink:
         self._pause = asyncio.Event()
         self._steering = {message.execution_id: message for message in grant.steering}
         self._loop = asyncio.get_running_loop()
-        self._due = asyncio.Event()
-        self._timer: asyncio.TimerHandle | None = None
-        self._last_sent = self._loop.time() - settings.interval.total_seconds()
         self._sender = asyncio.create_task(self._send_all(), name=f"report {execution_id}")
 
     @property
     def status(self) -> AgentExecutionStatus:
-        if not self._outbox:
+        if not self._batches:
             return self._fold.status
-        return fold(self._fold.status, self._outbox.peek())
+        return fold(self._fold.status, self._batches.peek())
 
     @property
     def cancel_requested(self) -> bool:
@@ -145,7 +165,7 @@ class NativeSink:
         self._put(event)
 
     async def begin(self, event: ExecutionEvent) -> None:
-        self._put(event)
+        self._not_begun.add(self._put(event) - 1)
         await self.flush()
 
     async def finish(self, event: ExecutionEvent) -> None:
@@ -153,9 +173,7 @@ class NativeSink:
         await self.flush()
 
     async def flush(self) -> None:
-        if self._outbox:
-            self._outbox.urgent = True
-            self._due.set()
+        self._batches.hurry()
         await self._wait_stored(self._all)
 
     async def wait_stop(self) -> None:
@@ -164,13 +182,13 @@ class NativeSink:
             raise self._failure
 
     async def aclose(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self._batches.close()
         self._sender.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._sender
+        await asyncio.wait({self._sender})
         for _, waiter in self._waiters:
             waiter.cancel()
+        if self._backlog is not None:
+            await self._leave_to(self._backlog)
 
     _all = 0
     """How many events must be stored for everything put to be."""
@@ -182,26 +200,8 @@ class NativeSink:
         # control plane fills in its own.
         if not event.time and event.WhichOneof("event") != "message_delta":
             event.time = now()
-        self._all = self._outbox.put(event)
-        self._schedule()
+        self._all = self._batches.put(event)
         return self._all
-
-    def _schedule(self) -> None:
-        """Wake the sender now, or set the timer that will."""
-        if self._due.is_set() or not self._outbox:
-            return
-        interval = _SOON if self._outbox.soon else self._settings.interval.total_seconds()
-        due = self._last_sent + interval
-        if self._outbox.urgent or self._outbox.waiting >= self._settings.events or due <= self._loop.time():
-            self._due.set()
-        elif self._timer is None or self._timer.when() > due:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = self._loop.call_at(due, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        self._due.set()
 
     async def _wait_stored(self, count: int) -> None:
         if self._failure is not None:
@@ -215,17 +215,10 @@ class NativeSink:
     async def _send_all(self) -> None:
         try:
             while True:
-                await self._due.wait()
-                self._due.clear()
-                if self._timer is not None:
-                    self._timer.cancel()
-                    self._timer = None
-                if batch := self._outbox.take():
-                    for event in batch:
-                        self._fold.apply(event)
-                    self._last_sent = self._loop.time()
-                    await self._send(batch)
-                    self._schedule()
+                await self._batches.due()
+                self._take()
+                while self._unsent:
+                    await self._send_unsent()
         except AgentRunnerError as error:
             self._fail(error)
         except Exception as error:
@@ -233,8 +226,75 @@ class NativeSink:
             log.exception("reporting failed", execution_id=self._execution_id)
             self._fail(AgentRunnerError(f"Reporting failed: {error!r}"))
 
-    async def _send(self, batch: Sequence[ExecutionEvent]) -> None:
-        """Send until all of it is stored."""
+    def _take(self) -> None:
+        """Take the next batch from those that wait."""
+        self._boundary, batch = self._batches.take()
+        for event in batch:
+            self._fold.apply(event)
+        self._unsent = [*self._unsent, *batch] if self._unsent else batch
+        self._taken += len(batch)
+
+    async def _send_unsent(self) -> None:
+        if self._backlog is None:
+            await self._send(self._unsent)
+            return
+        try:
+            async with asyncio.timeout(_SILENCE) as patience:
+                await self._send(self._unsent, patience)
+        except TimeoutError:
+            await self._through_outage(self._backlog)
+
+    async def _through_outage(self, backlog: Backlog) -> None:
+        """Keep what comes on disk, and send from there, in order, until nothing waits there."""
+        keeping = asyncio.create_task(self._keep_all(backlog), name=f"keep {self._execution_id}")
+        try:
+            while batch := await self._next_of(backlog):
+                await self._send(batch)
+        finally:
+            keeping.cancel()
+            await asyncio.wait({keeping})
+        await backlog.remove()
+
+    async def _next_of(self, backlog: Backlog) -> Sequence[ExecutionEvent]:
+        async with self._writing:
+            return await backlog.read(self._stored) or self._unsent
+
+    async def _keep_all(self, backlog: Backlog) -> None:
+        while True:
+            async with self._writing:
+                if not self._unsent:
+                    self._take()
+                kept = not self._unsent or await self._keep_unsent(backlog)
+            if kept:
+                await self._batches.due()
+            else:
+                # Text joins in the outbox meanwhile, which is how memory stays bounded.
+                await asyncio.sleep(_FULL_PAUSE)
+
+    async def _keep_unsent(self, backlog: Backlog) -> bool:
+        first = self._taken - len(self._unsent)
+        kept = await backlog.keep(first, self._unsent, not_begun=self._not_begun, sync=self._boundary)
+        if kept:
+            self._unsent = ()
+        return kept
+
+    async def _leave_to(self, backlog: Backlog) -> None:
+        """Leave what could not be sent on disk, for the next attempt here, or whoever is next, to deliver."""
+        if isinstance(self._failure, NOT_WANTED):
+            if backlog.end:
+                log.info("events kept on disk dropped", execution_id=self._execution_id)
+            await backlog.remove()
+            return
+        if not self._unsent and not backlog.end and is_terminal(self._fold.status.phase):
+            return  # what came after the end is nothing anybody asks for
+        while self._batches:
+            self._take()
+        if self._unsent or backlog.end:
+            first = self._taken - len(self._unsent)
+            await backlog.leave(first, self._unsent, not_begun=self._not_begun)
+
+    async def _send(self, batch: Sequence[ExecutionEvent], patience: asyncio.Timeout | None = None) -> None:
+        """Send until all of it is stored, or the patience is over, which the first failure shortens."""
         pause, fault_since = _FIRST_PAUSE, None
         while batch:
             try:
@@ -250,8 +310,11 @@ class NativeSink:
                 if self._loop.time() - fault_since > _SERVER_FAULT_PATIENCE.total_seconds():
                     raise
             # Once per outage is enough for people.
-            tell = log.warning if pause == _FIRST_PAUSE else log.debug
+            tell = log.debug if self._told else log.warning
             tell("report not taken, trying again", execution_id=self._execution_id, reason=reason)
+            self._told = True
+            if patience is not None and pause == _FIRST_PAUSE:
+                patience.reschedule(self._loop.time() + _PATIENCE)
             await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 (spreads retries, no secret)
             pause = min(pause * 2, _LONGEST_PAUSE)
 
@@ -261,7 +324,7 @@ class NativeSink:
         )
         try:
             return await self._channel.unary(
-                _APPEND, request, AppendEventsResponse, timeout=_CALL, wait_for_server=again
+                APPEND, request, AppendEventsResponse, timeout=_CALL, wait_for_server=again
             )
         except ConflictError as error:
             raise FencedError(self._execution_id, self._attempt, self._attempt + 1) from error
@@ -273,7 +336,12 @@ class NativeSink:
         stored = answer.next_position - self._stored
         if not 0 < stored <= len(batch):
             raise PositionError(self._execution_id, self._stored, answer.next_position)
-        self._stored = answer.next_position
+        self._stored, self._told = answer.next_position, False
+        waiting = self._taken - self._stored
+        if waiting < len(self._unsent):
+            self._unsent = self._unsent[len(self._unsent) - waiting :]
+        if self._not_begun:
+            self._not_begun = {position for position in self._not_begun if position >= self._stored}
         done = [waiter for count, waiter in self._waiters if count <= self._stored]
         self._waiters = [entry for entry in self._waiters if entry[0] > self._stored]
         for waiter in done:

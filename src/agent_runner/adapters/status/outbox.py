@@ -9,6 +9,7 @@ from agent_runner.v1.events_pb2 import ExecutionEvent, MessageDelta
 
 MOST_BATCH_BYTES = 768 << 10
 """Of one append, so that no message on the wire passes 1 MiB."""
+MOST_BATCH_EVENTS = 1000
 _MOST_TEXT = 192 << 10
 """Characters of one event; longer text goes in several."""
 _KEPT_OUTPUT = 64 << 10
@@ -86,7 +87,7 @@ class Outbox:
             return self._put_long_message(event)
         return self._append(_Entry(event))
 
-    def take(self, most_events: int = 1000) -> Sequence[ExecutionEvent]:
+    def take(self, most_events: int = MOST_BATCH_EVENTS) -> Sequence[ExecutionEvent]:
         """The next batch, oldest first, of at most about `MOST_BATCH_BYTES`."""
         batch: list[ExecutionEvent] = []
         size = 0

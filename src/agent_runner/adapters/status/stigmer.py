@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from typing import NoReturn
 
 import structlog
 
@@ -53,6 +54,10 @@ class StigmerSinks:
         grant = Grant(max(1, attempt.activity_attempt), execution, _recorded(execution.status))
         sink = StigmerSink(self._channel, self._events, attempt.execution_id, grant)
         return sink, grant
+
+    async def deliver_left(self) -> NoReturn:
+        await asyncio.Event().wait()  # an attempt that is gone is not asked for what it had to say
+        raise AssertionError("nobody sets it")
 
 
 def _recorded(status: AgentExecutionStatus) -> dict[str, RecordedCall]:
