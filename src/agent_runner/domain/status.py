@@ -263,7 +263,8 @@ class StatusFold:
 
     def _tool_call_failed(self, event: ExecutionEvent, failed: ToolCallFailed) -> None:
         for call in self._shown(failed.tool_call_id):
-            call.status, call.completed_at, call.error = TOOL_CALL_FAILED, event.time, failed.error
+            call.status, call.completed_at = TOOL_CALL_FAILED, event.time
+            call.error, call.artifact_key = failed.error, failed.artifact_key
             if not failed.interrupted:
                 call.ClearField("output")
         if not failed.interrupted:

@@ -415,8 +415,13 @@ class ToolCallCompleted(_message.Message):
     ARTIFACT_KEY_FIELD_NUMBER: _builtins.int
     tool_call_id: _builtins.str
     result: _builtins.str
-    """At most 256 KiB; larger results are cut here and kept whole in `artifact_key`."""
+    """At most 256 KiB. Of a longer result it is the beginning and the end, 16 KiB together where the whole is
+    kept, with a line between that says how to get it.
+    """
     artifact_key: _builtins.str
+    """Where the whole result is kept, for `ExecutionService.GetToolResult`. Empty: it stands above, or the
+    rest was not kept.
+    """
     def __init__(
         self,
         *,
@@ -441,20 +446,25 @@ class ToolCallFailed(_message.Message):
     TOOL_CALL_ID_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     INTERRUPTED_FIELD_NUMBER: _builtins.int
+    ARTIFACT_KEY_FIELD_NUMBER: _builtins.int
     tool_call_id: _builtins.str
     error: _builtins.str
+    """Cut as `ToolCallCompleted.result`."""
     interrupted: _builtins.bool
     """True when a crash or a cancel cut the call off: whether it took effect is not known."""
+    artifact_key: _builtins.str
+    """As `ToolCallCompleted.artifact_key`."""
     def __init__(
         self,
         *,
         tool_call_id: _builtins.str = ...,
         error: _builtins.str = ...,
         interrupted: _builtins.bool = ...,
+        artifact_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "interrupted", b"interrupted", "tool_call_id", b"tool_call_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_key", b"artifact_key", "error", b"error", "interrupted", b"interrupted", "tool_call_id", b"tool_call_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

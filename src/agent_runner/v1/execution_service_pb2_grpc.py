@@ -60,6 +60,11 @@ class ExecutionServiceStub:
                 request_serializer=agent__runner_dot_v1_dot_execution__service__pb2.ResumeExecutionRequest.SerializeToString,
                 response_deserializer=agent__runner_dot_v1_dot_execution__service__pb2.ResumeExecutionResponse.FromString,
                 _registered_method=True)
+        self.GetToolResult = channel.unary_stream(
+                '/agent_runner.v1.ExecutionService/GetToolResult',
+                request_serializer=agent__runner_dot_v1_dot_execution__service__pb2.GetToolResultRequest.SerializeToString,
+                response_deserializer=agent__runner_dot_v1_dot_execution__service__pb2.GetToolResultResponse.FromString,
+                _registered_method=True)
 
 
 class ExecutionServiceServicer:
@@ -108,6 +113,15 @@ class ExecutionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetToolResult(self, request, context):
+        """Streams what a tool gave, whole, also where the status shows only its beginning and its end. Secrets are
+        masked. NOT_FOUND: no such execution or call, or the result is not kept any more.
+        FAILED_PRECONDITION: the call has not ended. UNAVAILABLE: the artifact store is away.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ExecutionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -135,6 +149,11 @@ def add_ExecutionServiceServicer_to_server(servicer, server):
                     servicer.ResumeExecution,
                     request_deserializer=agent__runner_dot_v1_dot_execution__service__pb2.ResumeExecutionRequest.FromString,
                     response_serializer=agent__runner_dot_v1_dot_execution__service__pb2.ResumeExecutionResponse.SerializeToString,
+            ),
+            'GetToolResult': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetToolResult,
+                    request_deserializer=agent__runner_dot_v1_dot_execution__service__pb2.GetToolResultRequest.FromString,
+                    response_serializer=agent__runner_dot_v1_dot_execution__service__pb2.GetToolResultResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -273,6 +292,33 @@ class ExecutionService:
             '/agent_runner.v1.ExecutionService/ResumeExecution',
             agent__runner_dot_v1_dot_execution__service__pb2.ResumeExecutionRequest.SerializeToString,
             agent__runner_dot_v1_dot_execution__service__pb2.ResumeExecutionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetToolResult(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/agent_runner.v1.ExecutionService/GetToolResult',
+            agent__runner_dot_v1_dot_execution__service__pb2.GetToolResultRequest.SerializeToString,
+            agent__runner_dot_v1_dot_execution__service__pb2.GetToolResultResponse.FromString,
             options,
             channel_credentials,
             insecure,

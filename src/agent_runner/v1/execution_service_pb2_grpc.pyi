@@ -55,6 +55,11 @@ class ExecutionServiceStub:
     """Lets a paused execution go on from its checkpoint; nothing happens when it is not paused.
     FAILED_PRECONDITION: it has ended already.
     """
+    GetToolResult: _grpc.UnaryStreamMultiCallable[_execution_service_pb2.GetToolResultRequest, _execution_service_pb2.GetToolResultResponse]
+    """Streams what a tool gave, whole, also where the status shows only its beginning and its end. Secrets are
+    masked. NOT_FOUND: no such execution or call, or the result is not kept any more.
+    FAILED_PRECONDITION: the call has not ended. UNAVAILABLE: the artifact store is away.
+    """
 
 @_typing.type_check_only
 class ExecutionServiceAsyncStub(ExecutionServiceStub):
@@ -82,6 +87,11 @@ class ExecutionServiceAsyncStub(ExecutionServiceStub):
     ResumeExecution: _aio.UnaryUnaryMultiCallable[_execution_service_pb2.ResumeExecutionRequest, _execution_service_pb2.ResumeExecutionResponse]  # type: ignore[assignment]
     """Lets a paused execution go on from its checkpoint; nothing happens when it is not paused.
     FAILED_PRECONDITION: it has ended already.
+    """
+    GetToolResult: _aio.UnaryStreamMultiCallable[_execution_service_pb2.GetToolResultRequest, _execution_service_pb2.GetToolResultResponse]  # type: ignore[assignment]
+    """Streams what a tool gave, whole, also where the status shows only its beginning and its end. Secrets are
+    masked. NOT_FOUND: no such execution or call, or the result is not kept any more.
+    FAILED_PRECONDITION: the call has not ended. UNAVAILABLE: the artifact store is away.
     """
 
 class ExecutionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -137,6 +147,17 @@ class ExecutionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_execution_service_pb2.ResumeExecutionResponse, _abc.Awaitable[_execution_service_pb2.ResumeExecutionResponse]]:
         """Lets a paused execution go on from its checkpoint; nothing happens when it is not paused.
         FAILED_PRECONDITION: it has ended already.
+        """
+
+    @_abc_1.abstractmethod
+    def GetToolResult(
+        self,
+        request: _execution_service_pb2.GetToolResultRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_execution_service_pb2.GetToolResultResponse], _abc.AsyncIterator[_execution_service_pb2.GetToolResultResponse]]:
+        """Streams what a tool gave, whole, also where the status shows only its beginning and its end. Secrets are
+        masked. NOT_FOUND: no such execution or call, or the result is not kept any more.
+        FAILED_PRECONDITION: the call has not ended. UNAVAILABLE: the artifact store is away.
         """
 
 def add_ExecutionServiceServicer_to_server(servicer: ExecutionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -363,6 +363,97 @@ class ReferencedMcpServer(_message.Message):
 Global___ReferencedMcpServer: _TypeAlias = ReferencedMcpServer  # noqa: Y015
 
 @_typing.final
+class UploadToolResultRequest(_message.Message):
+    """A piece of an upload: the header first, then the text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    """At most 1 MiB; runners send 256 KiB at a time."""
+    @_builtins.property
+    def header(self) -> Global___UploadToolResultHeader: ...
+    def __init__(
+        self,
+        *,
+        header: Global___UploadToolResultHeader | None = ...,
+        chunk: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "chunk"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___UploadToolResultRequest: _TypeAlias = UploadToolResultRequest  # noqa: Y015
+
+@_typing.final
+class UploadToolResultHeader(_message.Message):
+    """Whose result it is, and what will come."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTION_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_ID_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    execution_id: _builtins.str
+    attempt: _builtins.int
+    """The number `StartAttempt` gave."""
+    token: _builtins.str
+    """The token it gave with it."""
+    tool_call_id: _builtins.str
+    """For the log alone: the event says which call it belongs to."""
+    size_bytes: _builtins.int
+    """Of all pieces together; at most 64 MiB are kept of one result."""
+    sha256: _builtins.bytes
+    """SHA-256 of all pieces together."""
+    def __init__(
+        self,
+        *,
+        execution_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        token: _builtins.str = ...,
+        tool_call_id: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        sha256: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "execution_id", b"execution_id", "sha256", b"sha256", "size_bytes", b"size_bytes", "token", b"token", "tool_call_id", b"tool_call_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadToolResultHeader: _TypeAlias = UploadToolResultHeader  # noqa: Y015
+
+@_typing.final
+class UploadToolResultResponse(_message.Message):
+    """The result is kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARTIFACT_KEY_FIELD_NUMBER: _builtins.int
+    artifact_key: _builtins.str
+    """For `ToolCallCompleted.artifact_key` or `ToolCallFailed.artifact_key`."""
+    def __init__(
+        self,
+        *,
+        artifact_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_key", b"artifact_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadToolResultResponse: _TypeAlias = UploadToolResultResponse  # noqa: Y015
+
+@_typing.final
 class ServeFilesRequest(_message.Message):
     """What a runner says about a task with files: the id first, then the outcome."""
 

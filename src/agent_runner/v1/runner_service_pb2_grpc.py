@@ -55,6 +55,11 @@ class RunnerServiceStub:
                 request_serializer=agent__runner_dot_v1_dot_runner__service__pb2.ServeFilesRequest.SerializeToString,
                 response_deserializer=agent__runner_dot_v1_dot_runner__service__pb2.ServeFilesResponse.FromString,
                 _registered_method=True)
+        self.UploadToolResult = channel.stream_unary(
+                '/agent_runner.v1.RunnerService/UploadToolResult',
+                request_serializer=agent__runner_dot_v1_dot_runner__service__pb2.UploadToolResultRequest.SerializeToString,
+                response_deserializer=agent__runner_dot_v1_dot_runner__service__pb2.UploadToolResultResponse.FromString,
+                _registered_method=True)
 
 
 class RunnerServiceServicer:
@@ -99,6 +104,17 @@ class RunnerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UploadToolResult(self, request_iterator, context):
+        """Keeps what a tool gave, where it is too long for its event: a header, then the text in pieces. Safe to
+        repeat: the same text of an execution is kept once. To be done before the event that names the key is
+        appended; what is kept goes with the execution. PERMISSION_DENIED: `token` is not the one this attempt
+        was given. ABORTED: a newer attempt holds the execution. FAILED_PRECONDITION: it has ended.
+        INVALID_ARGUMENT: the pieces are not what the header says; nothing is kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RunnerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -121,6 +137,11 @@ def add_RunnerServiceServicer_to_server(servicer, server):
                     servicer.ServeFiles,
                     request_deserializer=agent__runner_dot_v1_dot_runner__service__pb2.ServeFilesRequest.FromString,
                     response_serializer=agent__runner_dot_v1_dot_runner__service__pb2.ServeFilesResponse.SerializeToString,
+            ),
+            'UploadToolResult': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadToolResult,
+                    request_deserializer=agent__runner_dot_v1_dot_runner__service__pb2.UploadToolResultRequest.FromString,
+                    response_serializer=agent__runner_dot_v1_dot_runner__service__pb2.UploadToolResultResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -232,6 +253,33 @@ class RunnerService:
             '/agent_runner.v1.RunnerService/ServeFiles',
             agent__runner_dot_v1_dot_runner__service__pb2.ServeFilesRequest.SerializeToString,
             agent__runner_dot_v1_dot_runner__service__pb2.ServeFilesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadToolResult(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/agent_runner.v1.RunnerService/UploadToolResult',
+            agent__runner_dot_v1_dot_runner__service__pb2.UploadToolResultRequest.SerializeToString,
+            agent__runner_dot_v1_dot_runner__service__pb2.UploadToolResultResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -55,6 +55,13 @@ class RunnerServiceStub:
     directions without being kept in between. The control plane ends the call when it has what it needs,
     or when nobody waits any more. NOT_FOUND: nobody waits for that id.
     """
+    UploadToolResult: _grpc.StreamUnaryMultiCallable[_runner_service_pb2.UploadToolResultRequest, _runner_service_pb2.UploadToolResultResponse]
+    """Keeps what a tool gave, where it is too long for its event: a header, then the text in pieces. Safe to
+    repeat: the same text of an execution is kept once. To be done before the event that names the key is
+    appended; what is kept goes with the execution. PERMISSION_DENIED: `token` is not the one this attempt
+    was given. ABORTED: a newer attempt holds the execution. FAILED_PRECONDITION: it has ended.
+    INVALID_ARGUMENT: the pieces are not what the header says; nothing is kept.
+    """
 
 @_typing.type_check_only
 class RunnerServiceAsyncStub(RunnerServiceStub):
@@ -82,6 +89,13 @@ class RunnerServiceAsyncStub(RunnerServiceStub):
     activity was given, is told the task, and sends the outcome; the bytes of files pass in both
     directions without being kept in between. The control plane ends the call when it has what it needs,
     or when nobody waits any more. NOT_FOUND: nobody waits for that id.
+    """
+    UploadToolResult: _aio.StreamUnaryMultiCallable[_runner_service_pb2.UploadToolResultRequest, _runner_service_pb2.UploadToolResultResponse]  # type: ignore[assignment]
+    """Keeps what a tool gave, where it is too long for its event: a header, then the text in pieces. Safe to
+    repeat: the same text of an execution is kept once. To be done before the event that names the key is
+    appended; what is kept goes with the execution. PERMISSION_DENIED: `token` is not the one this attempt
+    was given. ABORTED: a newer attempt holds the execution. FAILED_PRECONDITION: it has ended.
+    INVALID_ARGUMENT: the pieces are not what the header says; nothing is kept.
     """
 
 class RunnerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -131,6 +145,19 @@ class RunnerServiceServicer(metaclass=_abc_1.ABCMeta):
         activity was given, is told the task, and sends the outcome; the bytes of files pass in both
         directions without being kept in between. The control plane ends the call when it has what it needs,
         or when nobody waits any more. NOT_FOUND: nobody waits for that id.
+        """
+
+    @_abc_1.abstractmethod
+    def UploadToolResult(
+        self,
+        request_iterator: _MaybeAsyncIterator[_runner_service_pb2.UploadToolResultRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_runner_service_pb2.UploadToolResultResponse, _abc.Awaitable[_runner_service_pb2.UploadToolResultResponse]]:
+        """Keeps what a tool gave, where it is too long for its event: a header, then the text in pieces. Safe to
+        repeat: the same text of an execution is kept once. To be done before the event that names the key is
+        appended; what is kept goes with the execution. PERMISSION_DENIED: `token` is not the one this attempt
+        was given. ABORTED: a newer attempt holds the execution. FAILED_PRECONDITION: it has ended.
+        INVALID_ARGUMENT: the pieces are not what the header says; nothing is kept.
         """
 
 def add_RunnerServiceServicer_to_server(servicer: RunnerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
