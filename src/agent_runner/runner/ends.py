@@ -23,7 +23,8 @@ class ServiceEnds:
             update = AgentExecutionUpdateStatusInput(execution_id=execution_id, status=status)
             await self._services.executions.update_status(update)
             return
-        change = PhaseChanged(phase=status.phase, error=status.error)
+        masker = await self._services.variables.masker(execution_id)
+        change = PhaseChanged(phase=status.phase, error=masker.text(status.error))
         await self._services.events.record(execution_id, ExecutionEvent(phase_changed=change))
 
     async def told(self, execution_id: str) -> None:

@@ -151,6 +151,7 @@ def build_services(
         runs=runs,
         workflows=workflows,
         artifacts=artifacts,
+        variables=variables,
         clock=clock,
         new_id=new_id,
         secrets=sealing,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
+from google.protobuf.message import Message
 
-from agent_runner.domain.environments import MergedEnvironment, resolve
+from agent_runner.domain.environments import UNSET, MergedEnvironment, resolve
 from agent_runner.domain.ids import suffix
 from agent_runner.domain.kinds import (
     AGENT,
@@ -24,6 +25,7 @@ from agent_runner.domain.kinds import (
     KindSpec,
     R,
 )
+from agent_runner.domain.masking import Masker
 from agent_runner.domain.paging import MOST
 from agent_runner.domain.phases import UNFINISHED_PHASES, phase_name
 from agent_runner.domain.references import lookup_of
@@ -35,19 +37,21 @@ from agent_runner.errors import (
     InvalidRequestError,
     NotFoundError,
     PermissionDeniedError,
+    SecretUnreadableError,
 )
 from agent_runner.ports.stores import ResourceKey, ResourceStore, StoredResource
 from agent_runner.services._attempt_tokens import is_token
 from agent_runner.services._clocks import Clock, timestamp
 from agent_runner.services._logbook import Logbook, checked
 from agent_runner.services.execution_records import ExecutionRecord
-from agent_runner.services.secret_fields import SecretFields
+from agent_runner.services.secret_fields import SecretFields, variables_of
 from agent_runner.v1.runner_service_pb2 import (
     ReferencedMcpServer,
     ResolvedVariable,
     ResolveEnvironmentResponse,
 )
 from ai.stigmer.agentic.agent.v1.api_pb2 import Agent
+from ai.stigmer.agentic.agent.v1.spec_pb2 import McpServerDefinition
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
 from ai.stigmer.agentic.agentinstance.v1.api_pb2 import AgentInstance
 from ai.stigmer.agentic.environment.v1.api_pb2 import Environment
@@ -58,6 +62,7 @@ log = structlog.get_logger(__name__)
 
 SOURCE: Final = "agent-runner/source."
 """Prefix of the annotations of an ExecutionContext that name the layer of each variable."""
+_MOST_MASKERS: Final = 256
 _UNFINISHED: Final = frozenset(phase_name(phase) for phase in UNFINISHED_PHASES)
 
 
@@ -82,6 +87,7 @@ class ExecutionEnvironments:
         self._secrets = secrets
         self._clock = clock
         self._tasks: set[asyncio.Task[None]] = set()
+        self._maskers: dict[str, Masker] = {}
 
     async def resolve(self, execution_id: str, attempt: int, token: str) -> ResolveEnvironmentResponse:
         """The variables, in clear; the same ones for every attempt of an execution.
@@ -105,11 +111,69 @@ class ExecutionEnvironments:
                 return ResolveEnvironmentResponse(missing=merged.missing)
             known = await self._keep(parts, merged) if merged.values else ExecutionContext()
         answer = ResolveEnvironmentResponse(variables=_variables(known))
-        answer.mcp_servers.extend([server async for server in self._mcp_servers(parts)])
+        for definition in parts.agent.spec.mcp_servers:
+            if (server := await self._mcp_server(parts, definition)) is not None:
+                answer.mcp_servers.append(server)
         return answer
+
+    async def masker(self, execution_id: str) -> Masker:
+        """Finds the secrets an execution may have been given, of whatever layer; made once for each.
+
+        For what a runner says that does not mask by itself. A layer that is gone, or cannot be
+        decrypted, was given to nobody either.
+
+        Raises:
+            NotFoundError: the execution is not there.
+        """
+        execution_id = checked(execution_id)
+        known = self._maskers.get(execution_id)
+        if known is None:
+            known = Masker(await self._secrets_of(execution_id))
+            if len(self._maskers) >= _MOST_MASKERS:
+                del self._maskers[next(iter(self._maskers))]
+            self._maskers[execution_id] = known
+        return known
+
+    async def _secrets_of(self, execution_id: str) -> set[str]:
+        async with self._logbook.open(execution_id) as live:
+            assert live.record is not None
+            execution = live.record.message()
+        secret_names: set[str] = set()
+        values: list[tuple[str, str]] = []
+        for layer in await self._layers(execution):
+            for _path, data in variables_of(layer):
+                secret_names |= {name for name, variable in data.items() if variable.is_secret}
+                values += [(name, variable.value) for name, variable in data.items()]
+        return {value for name, value in values if name in secret_names and value not in ("", UNSET)}
+
+    async def _layers(self, execution: AgentExecution) -> list[Message]:
+        """Everything variables can come from, in clear, as far as it is there and can be read."""
+        found: list[Message | None] = []
+
+        async def note(layer: Awaitable[Message | None]) -> None:
+            try:
+                found.append(await layer)
+            except (NotFoundError, InvalidRequestError, SecretUnreadableError) as error:
+                log.info("not all secrets are known", execution_id=execution.metadata.id, reason=str(error))
+
+        await note(self._context(execution.metadata.id))
+        await note(self._opened(AGENT_EXECUTION, execution))
+        with suppress(NotFoundError):
+            parts = await self._parts(execution)
+            await note(self._opened(AGENT, parts.agent))
+            for reference in parts.instance.spec.environment_refs:
+                await note(self._environment(parts, reference))
+            for definition in parts.agent.spec.mcp_servers:
+                await note(self._mcp_server(parts, definition))
+        return [layer for layer in found if layer is not None]
+
+    async def _opened(self, kind: KindSpec[R], resource: Message) -> Message:
+        self._secrets.open(kind.name, resource)
+        return resource
 
     def ended(self, record: ExecutionRecord) -> None:
         """Forget, in the background, the variables of an execution that has ended."""
+        self._maskers.pop(record.id, None)
         task = asyncio.create_task(self._forget_quietly(record.id), name=f"forget variables of {record.id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -254,17 +318,17 @@ class ExecutionEnvironments:
             info.event = "created"
         return context
 
-    async def _mcp_servers(self, parts: _Parts) -> AsyncIterator[ReferencedMcpServer]:
-        for definition in parts.agent.spec.mcp_servers:
-            if definition.WhichOneof("server_type") is not None:
-                continue
-            stored = await self._store.find(MCP_SERVER.name, parts.org, definition.name)
-            if stored is None:
-                log.info("referenced server is not there", server=definition.name, org=parts.org)
-                continue
-            server = MCP_SERVER.message.FromString(stored.body)
-            self._secrets.open(MCP_SERVER.name, server)
-            yield ReferencedMcpServer(name=definition.name, spec=server.spec)
+    async def _mcp_server(self, parts: _Parts, definition: McpServerDefinition) -> ReferencedMcpServer | None:
+        """The server a definition refers to; None when it is its own, or is not there."""
+        if definition.WhichOneof("server_type") is not None:
+            return None
+        stored = await self._store.find(MCP_SERVER.name, parts.org, definition.name)
+        if stored is None:
+            log.info("referenced server is not there", server=definition.name, org=parts.org)
+            return None
+        server = MCP_SERVER.message.FromString(stored.body)
+        self._secrets.open(MCP_SERVER.name, server)
+        return ReferencedMcpServer(name=definition.name, spec=server.spec)
 
     async def _get(self, kind: KindSpec[R], resource_id: str) -> R:
         stored = await self._store.get(ResourceKey(kind.name, resource_id))

@@ -23,9 +23,10 @@ from agent_runner.ports.artifacts import ArtifactStore
 from agent_runner.ports.stores import ResourceStore, StoredResource
 from agent_runner.ports.workflows import WorkflowStarter
 from agent_runner.services._clocks import Clock, NewId
+from agent_runner.services._foreign_status import as_logged
 from agent_runner.services.agent_instances import AgentInstanceService
 from agent_runner.services.agents import AgentService
-from agent_runner.services.environments import context_key
+from agent_runner.services.environments import ExecutionEnvironments, context_key
 from agent_runner.services.events import EventService
 from agent_runner.services.execution_records import (
     STEERS,
@@ -46,7 +47,6 @@ from agent_runner.v1.events_pb2 import (
     ExecutionEvent,
     PauseRequested,
     Resumed,
-    StatusMerged,
     SteeringRequested,
 )
 from agent_runner.v1.options_pb2 import (
@@ -100,6 +100,7 @@ class ExecutionService(ResourceService[AgentExecution]):
         runs: ExecutionRuns,
         workflows: WorkflowStarter,
         artifacts: ArtifactStore,
+        variables: ExecutionEnvironments,
         clock: Clock,
         new_id: NewId,
         secrets: SecretFields | None = None,
@@ -115,6 +116,7 @@ class ExecutionService(ResourceService[AgentExecution]):
         self._runs = runs
         self._workflows = workflows
         self._artifacts = artifacts
+        self._variables = variables
 
     async def create(self, request: AgentExecution) -> AgentExecution:
         """Store an execution and start it, or let it wait for its session: both or neither.
@@ -205,14 +207,14 @@ class ExecutionService(ResourceService[AgentExecution]):
     async def update_status(self, request: AgentExecutionUpdateStatusInput) -> AgentExecution:
         """Merge the status a runner of the Stigmer API sends; after the end nothing changes any more.
 
+        Such a runner masks nothing by itself: secrets of the execution's variables are masked here.
+
         Raises:
             NotFoundError: there is no such execution.
         """
         validate(request)
         execution_id = self._key(request.execution_id, "execution_id").id
-        merged = StatusMerged(status=request.status)
-        for ignored in ("audit", "callback_token", "run"):
-            merged.status.ClearField(ignored)
+        merged = as_logged(request.status, await self._variables.masker(execution_id))
         await self._events.record(execution_id, ExecutionEvent(status_merged=merged))
         return await self._watches.execution(execution_id)
 
