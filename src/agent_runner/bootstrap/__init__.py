@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from agent_runner.bootstrap.imports import import_logs, import_temporal
+from agent_runner.bootstrap.imports import import_clients, import_logs, import_temporal
 from agent_runner.settings import Settings
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def run_stack(settings: Settings, on_ready: Callable[[], None]) -> int:
         The exit code.
     """
     import_logs()
+    import_clients()
     from agent_runner.bootstrap.process import run_service
     from agent_runner.bootstrap.stack import serve_stack
 
@@ -49,6 +50,7 @@ def run_server(settings: Settings) -> int:
 def run_worker(settings: Settings) -> int:
     """Run a runner alone until SIGINT or SIGTERM; returns the exit code."""
     import_logs()
+    import_clients()
     from agent_runner.bootstrap.process import run_service
     from agent_runner.bootstrap.runner import serve_runner
 

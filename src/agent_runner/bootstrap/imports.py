@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from importlib.util import find_spec
 
 
 def import_logs() -> None:
@@ -12,6 +13,13 @@ def import_logs() -> None:
     Ours are plain text before they get there. To be called before anything of ours that logs is imported.
     """
     _import_without("structlog", "rich")
+
+
+def import_clients() -> None:
+    """HTTP clients without the commands they come with, which want pygments and rich: 4 MiB."""
+    for client in ("httpx", "httpx2"):
+        if find_spec(client) is not None:  # the second one comes with LangSmith's newer releases
+            _import_without(client, "pygments")
 
 
 def import_temporal() -> None:
