@@ -90,6 +90,18 @@ async def test_deleted_bytes_are_gone(store: ArtifactStore) -> None:
     assert not await store.exists("a/b")
 
 
+async def test_what_is_under_a_folder_goes_at_once_and_nothing_beside_it(store: ArtifactStore) -> None:
+    gone = ("runs/a/one", "runs/a/deep/two", "runs/a/deep/three")
+    kept = ("runs/ab/one", "runs/b", "a/one", "other/runs/a/one")
+    for key in (*gone, *kept):
+        await store.put(key, stream(b"x"))
+
+    assert await store.delete_under("runs/a") == 3
+    assert await store.delete_under("runs/a") == 0
+
+    assert [key for key in (*gone, *kept) if await store.exists(key)] == list(kept)
+
+
 BAD_KEYS = [
     "",
     "/",
@@ -118,6 +130,8 @@ async def test_a_key_with_other_characters_is_refused(store: ArtifactStore, key:
         await read(store, key)
     with pytest.raises(InvalidRequestError):
         await store.exists(key)
+    with pytest.raises(InvalidRequestError):
+        await store.delete_under(key)
     with pytest.raises(InvalidRequestError):
         await store.delete(key)
 

@@ -30,3 +30,10 @@ class ArtifactStore(Protocol):
     async def delete(self, key: str) -> None:
         """Remove it; nothing happens when it is not there."""
         ...
+
+    async def delete_under(self, folder: str) -> int:
+        """Remove all whose key begins with `folder` and a `/`; returns how many there were.
+
+        `folder` is written as a key.
+        """
+        ...

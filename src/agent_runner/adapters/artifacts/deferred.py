@@ -32,3 +32,6 @@ class DeferredArtifactStore:
 
     async def delete(self, key: str) -> None:
         await self._store.delete(key)
+
+    async def delete_under(self, folder: str) -> int:
+        return await self._store.delete_under(folder)

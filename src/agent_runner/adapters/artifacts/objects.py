@@ -58,7 +58,7 @@ class ObjectArtifactStore:
     @classmethod
     def _in_folder(cls, folder: Path) -> Self:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return cls(LocalStore(folder), folder=folder)
+        return cls(LocalStore(folder, automatic_cleanup=True), folder=folder)
 
     async def put(self, key: str, chunks: AsyncIterator[bytes]) -> int:
         _check(key)
@@ -104,6 +104,19 @@ class ObjectArtifactStore:
 
     async def delete(self, key: str) -> None:
         _check(key)
+        await self._delete(key)
+
+    async def delete_under(self, folder: str) -> int:
+        _check(folder)
+        try:
+            found = await obstore.list(self._store, prefix=folder).collect_async()
+        except BaseError as error:
+            raise _unavailable(folder, error) from error
+        for entry in found:
+            await self._delete(entry["path"])
+        return len(found)
+
+    async def _delete(self, key: str) -> None:
         try:
             await obstore.delete_async(self._store, key)
         except FileNotFoundError:
