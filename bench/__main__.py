@@ -47,7 +47,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(MEASURES):
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(MEASURES)}")
-    chosen = _able([MEASURES[name] for name in arguments.names or MEASURES])
+    chosen = _able(_chosen(arguments.names, quick=arguments.quick))
     plan = _plan(arguments)
     machine: dict[str, object] = {
         "cores": psutil.cpu_count(),
@@ -115,7 +115,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("names", nargs="*", metavar="name", help="what to measure; everything without one")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    parser.add_argument("--quick", action="store_true", help="fewer runs, for a look: a minute or so")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="the main lines of one process, or the names given, in fewer runs: a minute or so",
+    )
     parser.add_argument("--check", action="store_true", help="exit with 3 when a budget is missed")
     usual = Plan()
     load = parser.add_argument_group("load")
@@ -158,14 +162,19 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     return replace(plan, **{name: value for name, value in given.items() if value is not None})
 
 
+def _chosen(names: Sequence[str], *, quick: bool) -> list[Measure]:
+    if quick and not names:
+        return [replace(found, on=found.on[:1]) for found in MEASURES.values() if found.quick]
+    return [MEASURES[name] for name in names or MEASURES]
+
+
 def _able(wanted: list[Measure]) -> list[Measure]:
     """Those that can be measured on the engine that is installed here."""
     if not missing("deepagents"):
         return wanted
     able = [found for found in wanted if found.any_engine]
-    left = [name for name, found in MEASURES.items() if found in wanted and found not in able]
-    if left:
-        print(f"These need the default engine, run them in .venv: {', '.join(left)}", file=sys.stderr)
+    if len(able) < len(wanted):
+        print("All but `agents` needs the default engine: run it in .venv.", file=sys.stderr)
     if not able:
         raise SystemExit(1)
     return able

@@ -23,7 +23,6 @@ from agent_runner.bootstrap import runner as bootstrap
 from agent_runner.runner.attempts import Parts
 
 CHECKPOINTS, GAPS = "BENCH_CHECKPOINTS", "BENCH_GAPS"
-PROGRAM = "bench.altered"
 
 
 class _Empty:

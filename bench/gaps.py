@@ -7,13 +7,13 @@ import json
 from pathlib import Path
 
 from agent_runner.adapters.models.resolver import DefaultModelResolver
-from bench.altered import GAPS, PROGRAM
+from bench.altered import GAPS
 from bench.floors import BareLoop
 from bench.plans import Plan
 from bench.product import client, make_agent, run_turn
 from bench.rows import Floor, Row, Spread, in_ms, most, quantile, spread
 from bench.scripts import turn_script
-from bench.stacks import one_process
+from bench.stacks import ALTERED, one_process
 from bench.timed_models import TimedModels
 
 DELAY_MS = 5
@@ -29,7 +29,7 @@ async def token_gap(folder: Path, plan: Plan) -> list[Row]:
     seen, alone = folder / "gaps-ours.jsonl", folder / "gaps-bare.jsonl"
     models = TimedModels(DefaultModelResolver({}), alone)
     loop = BareLoop(script, models)
-    stack = one_process(folder / "stack", program=PROGRAM, **{GAPS: str(seen)})
+    stack = one_process(folder / "stack", program=ALTERED, **{GAPS: str(seen)})
     async with stack as processes, client(processes) as runner:
         agent_id = await make_agent(runner, script)
         for _ in range(plan.gap_pairs + 1):

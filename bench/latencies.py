@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 
@@ -49,10 +50,9 @@ async def long_turn(processes: Processes, folder: Path, plan: Plan) -> list[Row]
     """A turn of 3 s, paired with the bare loop; 20 at once is a line of the load."""
     script = usual_turn(folder, delay_ms=20)
     shares, bare, loop = [], [], BareLoop(script)
-    await loop.turn()
     async with client(processes) as runner:
         agent_id = await make_agent(runner, script)
-        await run_turn(runner, agent_id)
+        await asyncio.gather(loop.turn(), run_turn(runner, agent_id))
         for _ in range(plan.pairs):
             bare.append((await loop.turn()).seconds)
             shares.append(((await run_turn(runner, agent_id)).seconds / bare[-1] - 1) * 100)
@@ -63,11 +63,16 @@ async def long_turn(processes: Processes, folder: Path, plan: Plan) -> list[Row]
 async def cancels(processes: Processes, folder: Path, plan: Plan) -> list[Row]:
     """From the cancel call to CANCELLED in the log, the model streaming; with our Temporal and any other."""
     rows = [await _cancels(processes, folder, plan.cancels, "our Temporal", most(100))]
+    if plan.other_temporal:
+        rows.append(await _cancels_elsewhere(folder, plan))
+    return rows
+
+
+async def _cancels_elsewhere(folder: Path, plan: Plan) -> Row:
     with plain_temporal(folder) as address:
         async with one_process(folder / "plain", temporal=address) as plain:
             few = max(plan.cancels // 2, 2)
-            rows.append(await _cancels(plain, folder, few, "a Temporal without commands", most(1000)))
-    return rows
+            return await _cancels(plain, folder, few, "a Temporal without commands", most(1000))
 
 
 async def _cancels(processes: Processes, folder: Path, runs: int, which: str, budget: Budget) -> Row:

@@ -10,13 +10,11 @@ from pathlib import Path
 
 from agent_runner.client import AgentRunner
 from agent_runner.errors import AgentRunnerError
-from bench.altered import CHECKPOINTS, PROGRAM
 from bench.floors import BareLoop
 from bench.plans import Plan
 from bench.product import Processes, TurnFailedError, client, make_agent, run_turn
 from bench.rows import Budget, Floor, Row, in_ms, least, most, quantile, row_of, spread
 from bench.scripts import usual_turn
-from bench.stacks import one_process, two_processes
 
 AT_ONCE = 20
 """What the budgets are for."""
@@ -77,18 +75,11 @@ async def load(processes: Processes, folder: Path, plan: Plan) -> list[Row]:
     return rows
 
 
-async def without_checkpoints(folder: Path, plan: Plan) -> list[Row]:
-    """CPU above the bare loop of a turn, 20 at once, agents remembering nothing; one process and two."""
-    found = []
-    for shape in (
-        one_process(folder / "one", program=PROGRAM, **{CHECKPOINTS: "off"}),
-        two_processes(folder / "two", program=PROGRAM, **{CHECKPOINTS: "off"}),
-    ):
-        async with shape as processes:
-            seen = await _load(processes, folder, plan, 0)
-            row = _cpu_above(seen, plan, processes.shape, checkpoints=False)
-            found += [row, _failures(seen, f"{processes.shape}, without checkpoints")]
-    return found
+async def without_checkpoints(processes: Processes, folder: Path, plan: Plan) -> list[Row]:
+    """CPU above the bare loop of a turn, the model taking no time, agents remembering nothing."""
+    seen = await _load(processes, folder, plan, 0)
+    above = _cpu_above(seen, plan, processes.shape, checkpoints=False)
+    return [above, _failures(seen, f"{processes.shape}, without checkpoints")]
 
 
 async def _load(processes: Processes, folder: Path, plan: Plan, delay_ms: float) -> Load:

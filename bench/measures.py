@@ -21,6 +21,8 @@ class On(Enum):
     ONE_PROCESS = "one_process"
     TWO_PROCESSES = "two_processes"
     CONTROL_PLANE = "control_plane_alone"
+    FORGETFUL = "one_process_without_checkpoints"
+    FORGETFUL_TWO = "two_processes_without_checkpoints"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +32,14 @@ class Measure:
     Attributes:
         function: `module:name` below `bench`; imported when it is asked for.
         says: for the help.
+        quick: whether it is part of a quick look at everything, in the first of its shapes.
         any_engine: whether it does without deepagents of today, which Graphton's environment lacks.
     """
 
     function: str
     says: str
     on: tuple[On, ...] = (On.NOTHING,)
+    quick: bool = False
     any_engine: bool = False
 
     def load(self) -> Any:
@@ -47,24 +51,37 @@ _ONE, _TWO, _SERVER = (On.ONE_PROCESS,), (On.TWO_PROCESSES,), (On.CONTROL_PLANE,
 _BOTH = (On.ONE_PROCESS, On.TWO_PROCESSES)
 
 MEASURES: dict[str, Measure] = {
-    "start-up": Measure("startups:start_up", "stack up; CPU and memory idle, in one process"),
+    "start-up": Measure("startups:start_up", "stack up; CPU and memory idle, in one process", quick=True),
     "memory": Measure("startups:memory_of_two", "memory idle of control plane and runner, in two processes"),
-    "first-event": Measure("latencies:first_event", "create to the agent's first event", _BOTH),
-    "long-turn": Measure("latencies:long_turn", "a turn of 3 s beside the bare loop, alone", _BOTH),
-    "token-gap": Measure("gaps:token_gap", "what is added to the time between two tokens"),
-    "load": Measure("loads:load", "many executions at once: rate, latencies, CPU of each process", _BOTH),
-    "no-checkpoints": Measure(
-        "loads:without_checkpoints", "CPU above the bare loop, 20 at once, without checkpoints"
+    "first-event": Measure("latencies:first_event", "create to the agent's first event", _BOTH, quick=True),
+    "long-turn": Measure(
+        "latencies:long_turn", "a turn of 3 s beside the bare loop, alone", _ONE, quick=True
     ),
-    "updates": Measure("updates:durable_updates", "durable updates a second from 50 executions"),
+    "token-gap": Measure("gaps:token_gap", "what is added to the time between two tokens", quick=True),
+    "load": Measure(
+        "loads:load", "many executions at once: rate, latencies, CPU of each process", _BOTH, quick=True
+    ),
+    "no-checkpoints": Measure(
+        "loads:without_checkpoints",
+        "CPU above the bare loop, 20 at once, without checkpoints",
+        (On.FORGETFUL, On.FORGETFUL_TWO),
+        quick=True,
+    ),
+    "updates": Measure("updates:durable_updates", "durable updates a second from 50 executions", quick=True),
     "updates-grpc": Measure(
         "updates:updates_over_grpc", "durable events a second by AppendEvents over gRPC", _SERVER
     ),
-    "watchers": Measure("watching:watchers", "events a second to 100 watchers of one execution", _SERVER),
-    "bytes": Measure("traffic:bytes_sent", "bytes a runner sends over the final state; its largest message"),
-    "history": Measure("traffic:history", "Temporal history after many tool rounds", _ONE),
-    "checkpoints": Measure("checkpoints:checkpoints", "bytes of the checkpoints of a short turn"),
-    "cancel": Measure("latencies:cancels", "cancel to CANCELLED, our Temporal and another one", _ONE),
+    "watchers": Measure(
+        "watching:watchers", "events a second to 100 watchers of one execution", _SERVER, quick=True
+    ),
+    "bytes": Measure(
+        "traffic:bytes_sent", "bytes a runner sends over the final state; its largest message", quick=True
+    ),
+    "history": Measure("traffic:history", "Temporal history after many tool rounds", _ONE, quick=True),
+    "checkpoints": Measure("checkpoints:checkpoints", "bytes of the checkpoints of a short turn", quick=True),
+    "cancel": Measure(
+        "latencies:cancels", "cancel to CANCELLED, our Temporal and another one", _ONE, quick=True
+    ),
     "crash": Measure("crashes:crash", "SIGKILL of a runner to running on another"),
     "agents": Measure("agents:building", "CPU to make an agent, on the engine that is here", any_engine=True),
     "sandbox": Measure("sandbox:commands_and_files", "a command and a file in a sandbox"),

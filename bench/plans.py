@@ -11,16 +11,22 @@ class Plan:
 
     Attributes:
         latency_runs: turns, one after the other, where latency is measured.
+        starts: of the stack.
         pairs: of a bare turn and one of the product, each of three seconds.
         executions: of the load, for each speed of the model and each round.
         concurrency: how many of them at once; the budgets are for 20.
         token_ms: speeds of the load's model, in ms a token.
         rounds: of the load, bare loop and product by turns.
         turns: of one thread, where checkpoints are weighed.
+        gap_tokens, gap_pairs: length of the answers whose pieces are timed, and how many pairs of them.
+        updates: of each of fifty executions.
+        appends: to the execution that is watched by so many `watchers`; so many are `watched` in turn.
+        other_temporal: whether cancels are measured with a Temporal as others run it, too.
         tool_rounds: of the executions whose Temporal history is weighed.
     """
 
     latency_runs: int = 30
+    starts: int = 3
     pairs: int = 4
     executions: int = 40
     concurrency: int = 20
@@ -29,6 +35,7 @@ class Plan:
     turns: int = 100
     tool_rounds: tuple[int, ...] = (1, 100, 1000)
     cancels: int = 12
+    other_temporal: bool = True
     crashes: int = 2
     many_tokens: int = 10_000
     commands: int = 30
@@ -38,10 +45,12 @@ class Plan:
     updates: int = 200
     appends: int = 300
     watchers: int = 100
+    watched: int = 3
 
 
 QUICK = Plan(
     latency_runs=10,
+    starts=1,
     pairs=1,
     executions=20,
     token_ms=(0, 20),
@@ -49,6 +58,7 @@ QUICK = Plan(
     turns=20,
     tool_rounds=(1, 50),
     cancels=4,
+    other_temporal=False,
     crashes=1,
     many_tokens=2_000,
     commands=8,
@@ -57,4 +67,5 @@ QUICK = Plan(
     gap_pairs=1,
     updates=60,
     appends=100,
+    watched=1,
 )

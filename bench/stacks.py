@@ -18,6 +18,8 @@ from bench.product import PRODUCT, Processes, client, make_agent, run_turn
 from bench.scripts import turn_script
 
 _READY_WITHIN = 90.0
+ALTERED = "bench.altered"
+_FORGETFUL = {"BENCH_CHECKPOINTS": "off"}
 
 Shape = contextlib.AbstractAsyncContextManager[Processes]
 
@@ -77,6 +79,16 @@ async def two_processes(
         async with client(processes) as runner:
             await serves(runner)
         yield processes
+
+
+def one_process_without_checkpoints(folder: Path) -> Shape:
+    """The same as `one_process`, but agents remember nothing."""
+    return one_process(folder, program=ALTERED, **_FORGETFUL)
+
+
+def two_processes_without_checkpoints(folder: Path) -> Shape:
+    """The same as `two_processes`, but agents remember nothing."""
+    return two_processes(folder, program=ALTERED, **_FORGETFUL)
 
 
 def add_worker(

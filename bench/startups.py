@@ -34,11 +34,11 @@ async def start_up(folder: Path, plan: Plan) -> list[Row]:
         floor_cpu = await _idle(folder, plan, pid)
     importing, libraries = await _import("worker")
     seconds = []
-    for number in range(3):
+    for number in range(plan.starts):
         began = time.perf_counter()
         async with one_process(folder / f"stack-{number}") as processes:
             seconds.append(time.perf_counter() - began)
-            if number == 2:
+            if number == plan.starts - 1:
                 await asyncio.sleep(_SETTLED)
                 memory = processes.memory_mib("stack")
                 idle = await _cpu_share(processes, plan.idle_seconds)

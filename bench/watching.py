@@ -25,7 +25,6 @@ from bench.streams import GO, STREAM
 _WATCH = "/agent_runner.v1.ExecutionService/WatchExecution"
 _APPENDED = {"one by one": 1, "ten by ten": 10}
 """Events of one append; ten is what runners send at most."""
-_ROUNDS = 3
 _BEGIN_WITHIN = 60.0
 
 
@@ -52,10 +51,10 @@ async def watchers(processes: Processes, folder: Path, plan: Plan) -> list[Row]:
     The watchers live in a process of their own, and there is no agent: what is measured is the control
     plane. The floor is a bare gRPC server that sends the same messages to the same watchers.
     """
-    executions = await pending_executions(processes, folder, _ROUNDS * len(_APPENDED))
+    executions = await pending_executions(processes, folder, plan.watched * len(_APPENDED))
     rows = []
     for number, (how, events) in enumerate(_APPENDED.items()):
-        chosen = executions[number * _ROUNDS : (number + 1) * _ROUNDS]
+        chosen = executions[number * plan.watched : (number + 1) * plan.watched]
         rows.append(await _delivered(processes, folder, plan, chosen, how, events))
     return rows
 
