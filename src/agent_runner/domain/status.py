@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
-from agent_runner.domain.attempts import count_end, count_start, count_step
+from agent_runner.domain.attempts import count_end, count_start
 from agent_runner.domain.tool_components import component_metadata
 from agent_runner.v1.events_pb2 import (
     AttemptEnded,
@@ -52,7 +52,6 @@ from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
     EXECUTION_FAILED,
     EXECUTION_IN_PROGRESS,
     EXECUTION_PHASE_UNSPECIFIED,
-    MESSAGE_AI,
     SUB_AGENT_COMPLETED,
     SUB_AGENT_FAILED,
     SUB_AGENT_IN_PROGRESS,
@@ -177,8 +176,8 @@ class StatusFold:
 
     def _attempt_started(self, event: ExecutionEvent, started: AttemptStarted) -> None:
         status = self._status
-        count_start(status.run, event.attempt, started)
         _ = self.status  # pieces of withdrawn messages must not outlive them
+        count_start(status, event.attempt, started)
         _remove_streaming(status.messages)
         for sub_agent in status.sub_agent_executions:
             _remove_streaming(sub_agent.messages)
@@ -186,7 +185,7 @@ class StatusFold:
         self._interrupt_calls(event.time)
 
     def _attempt_ended(self, _event: ExecutionEvent, ended: AttemptEnded) -> None:
-        count_end(self._status.run, ended)
+        count_end(self._status, ended)
 
     def _message_started(self, event: ExecutionEvent, started: MessageStarted) -> None:
         known = self._messages.get(started.message_id)
@@ -218,8 +217,6 @@ class StatusFold:
         pieces = self._pieces.pop(completed.message_id, [])
         message.content = completed.content or message.content + "".join(pieces)
         message.streaming = False
-        if message.type == MESSAGE_AI:
-            count_step(self._status.run)
 
     def _shown(self, tool_call_id: str) -> list[ToolCall]:
         """Both places a call shows in: the list of calls, and the message that asked for it."""
@@ -259,7 +256,6 @@ class StatusFold:
             call.result, call.artifact_key = completed.result, completed.artifact_key
             call.ClearField("error")
             call.ClearField("output")
-        count_step(self._status.run)
 
     def _tool_call_failed(self, event: ExecutionEvent, failed: ToolCallFailed) -> None:
         for call in self._shown(failed.tool_call_id):
@@ -267,8 +263,6 @@ class StatusFold:
             call.error, call.artifact_key = failed.error, failed.artifact_key
             if not failed.interrupted:
                 call.ClearField("output")
-        if not failed.interrupted:
-            count_step(self._status.run)
 
     def _todos_changed(self, event: ExecutionEvent, changed: TodosChanged) -> None:
         before = {key: item for key, item in self._status.todos.items()}  # noqa: C416 (a proto map)

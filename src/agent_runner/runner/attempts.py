@@ -269,7 +269,7 @@ class Attempt:
         """Whether it is not to be tried again; a foreign workflow gives one attempt."""
         policy = self._info.retry_policy
         given_up = policy is not None and 0 < policy.maximum_attempts <= self._info.attempt
-        return given_up or was_last(sink.status.run)
+        return given_up or was_last(sink.status)
 
     def _as_lost(self, error: BaseException | None) -> ApplicationError:
         """Reporting is impossible: fenced off, ended or deleted. Temporal decides who goes on, if anybody."""

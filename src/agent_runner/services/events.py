@@ -184,7 +184,7 @@ class EventService:
             raise _over(live)
         lost = live.fold.run.held and not _asks_again(live, request)
         await self._hold(live, request, head)
-        if lost and (problem := why_over(live.fold.run, self._limits)) is not None:
+        if lost and (problem := why_over(live.fold.status, self._limits)) is not None:
             end = PhaseChanged(phase=EXECUTION_FAILED, error=problem)
             await self._logbook.store(live, [ExecutionEvent(phase_changed=end)], head)
             raise _over(live)

@@ -112,6 +112,7 @@ class RunStatus(_message.Message):
     FAILED_IN_A_ROW_FIELD_NUMBER: _builtins.int
     LOST_IN_A_ROW_FIELD_NUMBER: _builtins.int
     BROKEN_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
     last_seq: _builtins.int
     """`seq` of the newest event folded in; where to start watching."""
     attempt: _builtins.int
@@ -130,12 +131,14 @@ class RunStatus(_message.Message):
     held: _builtins.bool
     """A worker has the execution, or was lost with it."""
     failed_in_a_row: _builtins.int
-    """Attempts since a message of the agent or a tool call was last finished: those whose turn failed and was
-    tried again, and those that were lost together with their workers.
+    """Attempts between which no message of the agent and no tool call was finished: those whose turn failed
+    and was tried again, and those that were lost together with their workers.
     """
     lost_in_a_row: _builtins.int
     broken_attempts: _builtins.int
     """Both, since the execution began. Attempts whose workers handed the execution over count nowhere."""
+    steps: _builtins.int
+    """How many messages and tool calls were finished when the newest of them went wrong."""
     @_builtins.property
     def usage(self) -> Global___Usage: ...
     @_builtins.property
@@ -172,10 +175,11 @@ class RunStatus(_message.Message):
         failed_in_a_row: _builtins.int = ...,
         lost_in_a_row: _builtins.int = ...,
         broken_attempts: _builtins.int = ...,
+        steps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "broken_attempts", b"broken_attempts", "cancel_requested", b"cancel_requested", "engine", b"engine", "failed_in_a_row", b"failed_in_a_row", "held", b"held", "joined", b"joined", "joined_execution_id", b"joined_execution_id", "last_seq", b"last_seq", "lost_in_a_row", b"lost_in_a_row", "model", b"model", "pause_requested", b"pause_requested", "paused", b"paused", "queue_position", b"queue_position", "sandbox_id", b"sandbox_id", "skills", b"skills", "steering", b"steering", "usage", b"usage", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "broken_attempts", b"broken_attempts", "cancel_requested", b"cancel_requested", "engine", b"engine", "failed_in_a_row", b"failed_in_a_row", "held", b"held", "joined", b"joined", "joined_execution_id", b"joined_execution_id", "last_seq", b"last_seq", "lost_in_a_row", b"lost_in_a_row", "model", b"model", "pause_requested", b"pause_requested", "paused", b"paused", "queue_position", b"queue_position", "sandbox_id", b"sandbox_id", "skills", b"skills", "steering", b"steering", "steps", b"steps", "usage", b"usage", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
