@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -93,14 +94,11 @@ MEASURES: dict[str, Measure] = {
 async def measure(
     chosen: Sequence[Measure], folder: Path, plan: Plan, report: Callable[[Row], None]
 ) -> list[Row]:
-    """Measure what was chosen, one thing at a time; processes that are shared are started once."""
+    """Measure what was chosen, one thing at a time; processes that are shared are started once.
+
+    What fails becomes a row that says so, and the others are measured all the same.
+    """
     rows: list[Row] = []
-
-    def add(found: list[Row]) -> None:
-        for row in found:
-            report(row)
-        rows.extend(found)
-
     for shape in On:
         those = [found for found in chosen if shape in found.on]
         if not those:
@@ -113,5 +111,17 @@ async def measure(
             for found in those:
                 own = folder / f"{shape.value}-{found.function.replace(':', '-')}"
                 own.mkdir()
-                add(await found.load()(*given, own, plan))
+                for row in await _rows(found, [*given, own, plan]):
+                    report(row)
+                    rows.append(row)
+    return rows
+
+
+async def _rows(found: Measure, given: Sequence[Any]) -> list[Row]:
+    try:
+        rows: list[Row] = await found.load()(*given)
+    # The edge of one measurement: minutes of others must not be lost with it.
+    except Exception as error:  # noqa: BLE001 (told, with its traceback, and fails the run)
+        traceback.print_exc()
+        return [Row(f"not measured: {found.says}", 0, "", note=repr(error), failed=True)]
     return rows

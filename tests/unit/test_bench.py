@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import grpc
 import pytest
 
 from bench.__main__ import exit_code, summary
-from bench.measures import MEASURES
+from bench.measures import MEASURES, Measure, measure
+from bench.plans import QUICK, Plan
 from bench.proxy import counting_proxy
 from bench.rows import Floor, Row, least, most, quantile, row_of
 
@@ -74,3 +76,23 @@ async def test_the_proxy_finds_the_largest_message_towards_the_server() -> None:
         assert counter.sent > 302_010
     finally:
         await server.stop(None)
+
+
+async def test_what_cannot_be_measured_is_a_row_that_fails_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def breaks(folder: Path, plan: Plan) -> list[Row]:
+        raise RuntimeError("no disk")
+
+    async def works(folder: Path, plan: Plan) -> list[Row]:
+        return [ROW]
+
+    functions = {"a:breaks": breaks, "a:works": works}
+    monkeypatch.setattr(Measure, "load", lambda self: functions[self.function])
+    shown: list[Row] = []
+    chosen = [Measure("a:breaks", "the disk"), Measure("a:works", "the rest")]
+    rows = await measure(chosen, tmp_path, QUICK, shown.append)
+    assert shown == rows
+    assert [row.failed for row in rows] == [True, False]
+    assert "no disk" in rows[0].line()
+    assert exit_code(rows, check=False) == 1
