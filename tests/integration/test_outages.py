@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from integration.fakes.outboxes import completed, emptied, events_in, files_in, text_of, written
 from integration.fakes.runner_stack import Stack, parts, stack
 
-from agent_runner.adapters.status.spool_files import SpoolFile
 from agent_runner.adapters.workflows.temporal import StarterSettings
 from agent_runner.bootstrap.runner import delivering
 from agent_runner.domain.status import fold
@@ -43,7 +42,7 @@ turns:
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[Stack]:
-    async with stack(tmp_path, StarterSettings(heartbeat_timeout=timedelta(seconds=2))) as made:
+    async with stack(tmp_path, StarterSettings(heartbeat_timeout=timedelta(seconds=5))) as made:
         yield made
 
 
@@ -95,30 +94,8 @@ async def test_what_a_dead_worker_could_not_send_is_told_by_the_next(
     assert fold(AgentExecutionStatus(), log).messages == status.messages
 
 
-def on_disk(world: Stack) -> list[ExecutionEvent]:
-    """What a runner of this stack has written down, whoever holds it."""
-    found: list[ExecutionEvent] = []
-    for path in sorted((world.directory / "outbox").glob("*.events")):
-        file = SpoolFile(path, os.open(path, os.O_RDONLY), path.stat().st_size)
-        while events := file.read(len(found), most_bytes=1 << 20, most_events=1000)[1]:
-            found += events
-        file.close()
-    return found
-
-
-async def written(world: Stack, wanted: Callable[[Sequence[ExecutionEvent]], bool]) -> None:
-    """Until what a runner has written down is as wanted."""
-    async with asyncio.timeout(30):
-        while not wanted(on_disk(world)):  # noqa: ASYNC110 (files have no event)
-            await asyncio.sleep(0.05)
-
-
-def completed(events: Sequence[ExecutionEvent]) -> bool:
-    return any(event.phase_changed.phase == EXECUTION_COMPLETED for event in events)
-
-
-def text_of(events: Sequence[ExecutionEvent]) -> str:
-    return "".join(event.message_delta.text for event in events)
+def outbox(world: Stack) -> Path:
+    return world.directory / "outbox"
 
 
 async def delivered(world: Stack, execution: AgentExecution, attempts: int) -> list[ExecutionEvent]:
@@ -130,9 +107,7 @@ async def delivered(world: Stack, execution: AgentExecution, attempts: int) -> l
     assert [event.seq for event in log] == list(range(1, len(log) + 1))
     assert fold(AgentExecutionStatus(), log).messages == status.messages
     assert max(event.attempt for event in log) == attempts
-    async with asyncio.timeout(20):
-        while on_disk(world):  # noqa: ASYNC110 (files have no event)
-            await asyncio.sleep(0.05)
+    await emptied(outbox(world))
     return log
 
 
@@ -141,10 +116,10 @@ async def test_a_story_told_to_its_end_in_an_outage_survives_its_runner(world: S
     execution = await world.create(await world.agent(TELLS))
     await world.seen(execution, "word3 ")
     await world.server.stop()
-    await written(world, completed)
+    await written(outbox(world), completed)
     worker.kill()
     await worker.wait()
-    assert on_disk(world)
+    assert files_in(outbox(world))
     await world.server.start()
     await world.spawn_worker()
 
@@ -161,7 +136,7 @@ async def test_half_a_story_survives_its_runner_and_is_told_anew(world: Stack) -
     execution = await world.create(await world.agent(TELLS))
     await world.seen(execution, "word3 ")
     await world.server.stop()
-    await written(world, lambda events: "word120" in text_of(events))
+    await written(outbox(world), lambda events: "word120" in text_of(events))
     worker.kill()
     await worker.wait()
     await world.server.start()
@@ -179,7 +154,7 @@ async def test_an_end_whose_runner_never_comes_back_is_delivered_by_any_on_its_d
     execution = await world.create(await world.agent(TELLS))
     await world.seen(execution, "word3 ")
     await world.server.stop()
-    await written(world, completed)
+    await written(outbox(world), completed)
     worker.kill()
     await worker.wait()
     await world.server.start()
@@ -189,7 +164,7 @@ async def test_an_end_whose_runner_never_comes_back_is_delivered_by_any_on_its_d
 
 
 async def test_an_end_said_after_the_time_of_its_attempt_arrives(tmp_path: Path) -> None:
-    limits = StarterSettings(execution_timeout=timedelta(seconds=7), heartbeat_timeout=timedelta(seconds=2))
+    limits = StarterSettings(execution_timeout=timedelta(seconds=8), heartbeat_timeout=timedelta(seconds=60))
     async with stack(tmp_path, limits) as world:
         await world.spawn_worker()
         execution = await world.create(await world.agent(TELLS))
@@ -198,7 +173,7 @@ async def test_an_end_said_after_the_time_of_its_attempt_arrives(tmp_path: Path)
         async with asyncio.timeout(40):
             while not await timed_out(world, execution):  # noqa: ASYNC110 (nor has a retry)
                 await asyncio.sleep(0.1)
-        assert completed(on_disk(world))
+        assert completed(events_in(outbox(world)))
         await world.server.start()
 
         await delivered(world, execution, attempts=1)
@@ -217,7 +192,7 @@ async def test_a_runner_that_lives_on_delivers_all_of_an_outage_as_one_attempt(w
     execution = await world.create(await world.agent(TELLS))
     await world.seen(execution, "word3 ")
     await world.server.stop()
-    await written(world, lambda events: "word120" in text_of(events))
+    await written(outbox(world), lambda events: "word120" in text_of(events))
     await world.server.start()
 
     await delivered(world, execution, attempts=1)
