@@ -81,7 +81,7 @@ async def cancels(folder: Path, *, seed: int, count: int, at_once: int, pushes: 
     say("Temporal pushes cancels to workers" if pushes else "workers learn of cancels by their heartbeats")
     async with cluster(folder, workers=1, concurrency=max(at_once, 20), pushes_cancels=pushes) as made:
         rng = random.Random(seed)
-        load = Load(made.address, made.address, f"{seed:x}-{int(time.time()):x}", rng)
+        load = Load(f"{seed:x}-{int(time.time()):x}")
         async with AgentRunner(made.address, org="local") as runner:
             for kind in _KINDS:
                 script = write_script(

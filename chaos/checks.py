@@ -10,14 +10,18 @@ from itertools import pairwise
 from pathlib import Path
 
 from agent_runner.domain.phases import is_terminal, phase_word
+from agent_runner.domain.status import StatusFold, fold
 from agent_runner.v1.events_pb2 import ExecutionEvent
+from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecutionStatus
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
     EXECUTION_CANCELLED,
     EXECUTION_COMPLETED,
     EXECUTION_FAILED,
+    MESSAGE_HUMAN,
 )
-from chaos.loads import Watched
+from chaos.compactions import compacted
 from chaos.scripts import EFFECTS, line_of
+from chaos.watchers import Subscribed, Watched, digest
 
 UNOWNED = timedelta(seconds=60)
 
@@ -39,6 +43,10 @@ class Findings:
     repeated: int = 0
     missing: int = 0
     uncertain: int = 0
+    states: int = 0
+    """That subscribers were shown."""
+    steered: int = 0
+    """Messages that have joined a running turn."""
     longest_silence: float = 0.0
     cancels: list[float] = field(default_factory=list)
     """Seconds from a logged cancel to the end."""
@@ -55,13 +63,14 @@ def check_log(watched: Watched, log: Sequence[ExecutionEvent], found: Findings) 
     """Without gaps, the same as was watched, attempts never going back, an end with a reason."""
     name = watched.execution_id
     found.problems += [f"{name}: watcher: {problem}" for problem in watched.problems]
-    if [event.seq for event in log] != list(range(1, len(log) + 1)):
+    whole = compacted(watched.events) if watched.compacted else watched.events
+    if not watched.compacted and [event.seq for event in log] != list(range(1, len(log) + 1)):
         found.problems.append(f"{name}: the log has gaps")
     seen = Counter(event.seq for event in watched.events)
     lost = [event.seq for event in log if not seen[event.seq]]
     twice = sum(count - 1 for count in seen.values())
     found.lost, found.duplicated = found.lost + len(lost), found.duplicated + twice
-    if list(watched.events) != list(log):
+    if list(whole) != list(log):
         found.problems.append(f"{name}: the watcher saw another log; lost {lost[:5]}, {twice} twice")
     attempts = [event.attempt for event in log if event.attempt]
     if attempts != sorted(attempts):
@@ -109,6 +118,58 @@ def _open_calls(log: Iterable[ExecutionEvent]) -> Iterator[str]:
         elif kind in ("tool_call_completed", "tool_call_failed"):
             calls[getattr(event, kind).tool_call_id] = False
     return (call for call, is_open in calls.items() if is_open)
+
+
+def check_states(seen: Subscribed, found: Findings) -> None:
+    """Each state is the log folded so far, none goes back, no phase is left out, the last is the end."""
+    name, shown = seen.watched.execution_id, Counter(state.seq for state in seen.states)
+    folded, phases = StatusFold(), []
+    digests: dict[int, bytes] = {}
+    for event in seen.watched.events:
+        before = folded.phase
+        folded.apply(event)
+        if folded.phase != before:
+            phases.append(event.seq)
+        if shown[event.seq]:
+            digests[event.seq] = digest(folded.status)
+    problems = [f"state {s.seq} is not its log" for s in seen.states if s.digest != digests.get(s.seq)]
+    for earlier, later in pairwise(seen.states):
+        if later.seq < earlier.seq:
+            problems.append(f"state {later.seq} came after {earlier.seq}")
+        if later.connection == earlier.connection:
+            left_out = [seq for seq in phases if earlier.seq < seq < later.seq]
+            problems += [f"the phase of {seq} was left out" for seq in left_out]
+    if not seen.states or seen.states[-1].seq != len(seen.watched.events):
+        problems.append("was not shown the end")
+    found.states += len(seen.states)
+    found.problems += [f"{name}: subscriber: {problem}" for problem in problems]
+
+
+def check_steered(session: Session, messages: Mapping[str, str], found: Findings) -> None:
+    """What has joined a turn has joined one, has none of its own, and stands in it once.
+
+    Args:
+        messages: of the executions.
+    """
+    holders: dict[str, set[str]] = {}
+    for holder, log in session:
+        for event in log:
+            if event.HasField("steering_joined"):
+                holders.setdefault(event.steering_joined.execution_id, set()).add(holder)
+    statuses = {name: fold(AgentExecutionStatus(), log) for name, log in session}
+    for name, log in session:
+        joined = holders.get(name, set())
+        found.steered += bool(joined)
+        if len(joined) > 1:
+            found.problems.append(f"{name}: joined several turns: {joined}")
+        if joined and any(event.HasField("attempt_started") for event in log):
+            found.problems.append(f"{name}: joined a turn and had one of its own")
+        if not joined and any(event.HasField("joined_execution") for event in log):
+            found.problems.append(f"{name}: says it has joined, but nobody has it")
+        for holder in joined:
+            said = [m.content for m in statuses[holder].messages if m.type == MESSAGE_HUMAN]
+            if said.count(messages[name]) != 1:
+                found.problems.append(f"{name}: stands {said.count(messages[name])} times in {holder}")
 
 
 def check_effects(folder: Path, session: Session, found: Findings) -> None:

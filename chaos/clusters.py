@@ -43,7 +43,7 @@ class Cluster:
 
     Every line between two processes goes through a proxy of its own, so that one worker can be cut
     off while the others work: `server/temporal`, `worker-1/server`, `worker-1/temporal`, …, and
-    `watchers/server`.
+    `watchers/server` and `watchers/web`.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Cluster:
         self.workers = [f"worker-{number}" for number in range(1, workers + 1)]
         self._concurrency = concurrency
         self._heartbeat = heartbeat
+        self._web = _free_address()
 
     @property
     def address(self) -> str:
@@ -74,7 +75,8 @@ class Cluster:
     async def start(self) -> None:
         await self.temporal.start()
         self.processes.address, self.processes.temporal = _free_address(), self.temporal.address
-        lines = [("server/temporal", self.temporal.address), ("watchers/server", self.address)]
+        lines = [("server/temporal", self.temporal.address)]
+        lines += [("watchers/server", self.address), ("watchers/web", self._web)]
         for worker in self.workers:
             lines += [(f"{worker}/server", self.address), (f"{worker}/temporal", self.temporal.address)]
         for name, target in lines:
@@ -103,6 +105,7 @@ class Cluster:
             "AGENT_RUNNER_HEARTBEAT_TIMEOUT_SECONDS": str(self._heartbeat),
         }
         if name == "server":
+            environment["AGENT_RUNNER_WEB_LISTEN"] = self._web
             self.processes.spawn(name, "server", "--listen", self.address, **environment)
         else:
             server = self.proxies[f"{name}/server"].address

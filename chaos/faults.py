@@ -15,11 +15,21 @@ from pathlib import Path
 
 from agent_runner.client import AgentRunner
 from agent_runner.v1.events_pb2 import ExecutionEvent
-from chaos.checks import Findings, check_effects, check_log, check_order, recoveries
+from chaos.checks import (
+    Findings,
+    check_effects,
+    check_log,
+    check_order,
+    check_states,
+    check_steered,
+    recoveries,
+)
 from chaos.clusters import Cluster, cluster
-from chaos.loads import Load, Watched
+from chaos.compactions import Compactor, compactor
+from chaos.loads import Load
 from chaos.reports import quantiles, say
 from chaos.scripts import MOST_ROUNDS, busy_script
+from chaos.watchers import EVENTS, GRPC, Watched, Watchers
 
 _ENDING = timedelta(minutes=5)
 """For all that was begun to end, once everything is well again."""
@@ -47,6 +57,7 @@ class Plan:
         reconnects: watchers go on until there were so many.
         cancels: share of executions somebody cancels, and
         pauses: that somebody pauses for some seconds.
+        steers: share of messages into busy sessions that are to join the running turn.
     """
 
     seed: int
@@ -58,6 +69,7 @@ class Plan:
     reconnects: int = 1000
     cancels: float = 0.15
     pauses: float = 0.15
+    steers: float = 0.4
     delay_ms: float = 20.0
     only: str = ""
 
@@ -163,17 +175,18 @@ async def storm(folder: Path, plan: Plan) -> Findings:
     began = time.monotonic()
     async with cluster(folder, workers=plan.workers) as made:
         rng = random.Random(plan.seed + 1)
-        name = f"{plan.seed:x}-{int(time.time()):x}"
-        load = Load(made.address, made.proxies["watchers/server"].address, name, rng)
+        grpc_at, web_at = (made.proxies[name].address for name in ("watchers/server", "watchers/web"))
+        load, watchers = Load(f"{plan.seed:x}-{int(time.time()):x}"), Watchers(grpc_at, web_at, rng)
         blowing = Storm(made)
         over = asyncio.Event()
-        async with AgentRunner(made.address, org="local") as runner:
+        async with AgentRunner(made.address, org="local") as runner, compactor(made, grpc_at, rng) as late:
             agent = await load.make_agent(runner, busy_script(folder, delay_ms=plan.delay_ms))
             async with asyncio.TaskGroup() as group:
                 for number in range(plan.sessions):
-                    group.create_task(_keep_busy(load, runner, agent, plan, over, number))
+                    busy = _Busy(plan, load, runner, agent, watchers, late, number)
+                    group.create_task(busy.run(over))
                 async with asyncio.timeout(60):
-                    await load.begun.wait()
+                    await watchers.begun.wait()
                 await blowing.blow(draw(plan, made))
                 say(f"the storm is over after {time.monotonic() - began:.0f} s; waiting for all to end")
                 over.set()
@@ -182,38 +195,68 @@ async def storm(folder: Path, plan: Plan) -> Findings:
         await made.kill("server")
         made.run("server")
         await made.serves()
-        found, logs = await check(made, load)
+        found, logs = await check(made, load, watchers)
     seconds = [s for log in logs.values() if log for s in recoveries(log, blowing.kills)]
-    _print(load, blowing, found, seconds, time.monotonic() - began)
+    _print(load, watchers, late, blowing, found, seconds, time.monotonic() - began)
     return found
 
 
-async def _keep_busy(
-    load: Load, runner: AgentRunner, agent: str, plan: Plan, over: asyncio.Event, place: int
-) -> None:
+class _Busy:
     """One session after the other, each with a few messages queued, until the storm is over."""
-    rng = random.Random(plan.seed * 1000 + place)
-    number = place * 100_000
-    while not over.is_set() or (place == 0 and load.reconnects < plan.reconnects):
-        session_id = ""
-        async with asyncio.TaskGroup() as watchers:
-            for _ in range(rng.randint(1, 3)):
-                number += 1
-                message = f"m{number} rounds={rng.randint(1, MOST_ROUNDS)}" + rng.choice(("", " agents"))
-                made = await load.create(
-                    runner,
-                    number,
-                    message,
-                    agent_id="" if session_id else agent,
-                    session_id=session_id,
-                )
-                session_id = made.session_id
-                watchers.create_task(load.follow(made, most=12))
-                if rng.random() < plan.cancels:
-                    watchers.create_task(load.cancel(runner, made, rng.uniform(0, 8)))
-                if rng.random() < plan.pauses:
-                    pause = load.pause(runner, made, rng.uniform(0, 6), rng.uniform(0, 4))
-                    watchers.create_task(pause)
+
+    def __init__(
+        self,
+        plan: Plan,
+        load: Load,
+        runner: AgentRunner,
+        agent: str,
+        watchers: Watchers,
+        late: Compactor,
+        place: int,
+    ) -> None:
+        self._plan, self._load, self._runner, self._agent = plan, load, runner, agent
+        self._watchers, self._late, self._place = watchers, late, place
+        self._rng = random.Random(plan.seed * 1000 + place)
+        self._number = place * 100_000
+
+    async def run(self, over: asyncio.Event) -> None:
+        while not over.is_set() or (
+            self._place == 0 and self._watchers.reconnects.total() < self._plan.reconnects
+        ):
+            session_id = ""
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._rng.randint(1, 3)):
+                    session_id = await self._send(group, session_id)
+
+    async def _send(self, group: asyncio.TaskGroup, session_id: str) -> str:
+        """Send one message, into the session if it is there, and have it watched; returns the session."""
+        self._number += 1
+        rng, plan = self._rng, self._plan
+        message = f"m{self._number} rounds={rng.randint(1, MOST_ROUNDS)}" + rng.choice(("", " agents"))
+        made = await self._load.create(
+            self._runner,
+            self._number,
+            message,
+            agent_id="" if session_id else self._agent,
+            session_id=session_id,
+            steers=bool(session_id) and rng.random() < plan.steers,
+        )
+        group.create_task(self._watch(made, self._number))
+        if rng.random() < plan.cancels:
+            group.create_task(self._load.cancel(self._runner, made, rng.uniform(0, 8)))
+        if rng.random() < plan.pauses:
+            pause = self._load.pause(self._runner, made, rng.uniform(0, 6), rng.uniform(0, 4))
+            group.create_task(pause)
+        return made.session_id
+
+    async def _watch(self, made: Watched, number: int) -> None:
+        """In one way or the other; of three executions one by subscribers too, and one after its end."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watchers.follow(made, EVENTS if number % 2 else GRPC, most=12))
+            if number % 3 == 1:
+                group.create_task(self._watchers.subscribe(made, most=6))
+        if number % 3 == 2:
+            await self._late.surprise(made)
 
 
 async def _not_for_ever(load: Load) -> None:
@@ -226,16 +269,21 @@ async def _not_for_ever(load: Load) -> None:
         await asyncio.sleep(0.5)
 
 
-async def check(made: Cluster, load: Load) -> tuple[Findings, dict[str, Sequence[ExecutionEvent]]]:
+async def check(
+    made: Cluster, load: Load, watchers: Watchers
+) -> tuple[Findings, dict[str, Sequence[ExecutionEvent]]]:
     """Compare logs, workspaces and what watchers collected."""
     found, logs = Findings(), {}
     async with _reader(made) as runner:
         for watched in load.watched:
             logs[watched.execution_id] = await _log(runner, watched)
             check_log(watched, logs[watched.execution_id], found)
+    for seen in watchers.subscribed:
+        check_states(seen, found)
     for session_id, members in load.sessions.items():
         session = [(member.execution_id, logs[member.execution_id]) for member in members]
         check_order(session, found)
+        check_steered(session, {member.execution_id: member.message for member in members}, found)
         check_effects(made.data / "sandboxes" / "sessions" / session_id / "workspace", session, found)
     return found, logs
 
@@ -251,12 +299,25 @@ async def _log(runner: AgentRunner, watched: Watched) -> Sequence[ExecutionEvent
         return [event async for event in runner.executions.watch(watched.execution_id)]
 
 
-def _print(load: Load, blowing: Storm, found: Findings, seconds: Sequence[float], elapsed: float) -> None:
+def _print(
+    load: Load,
+    watchers: Watchers,
+    late: Compactor,
+    blowing: Storm,
+    found: Findings,
+    seconds: Sequence[float],
+    elapsed: float,
+) -> None:
     faults = sum(blowing.happened.values())
     say(f"{faults} faults in {elapsed:.0f} s: {dict(blowing.happened)}")
     say(f"{len(load.watched)} executions in {len(load.sessions)} sessions: {dict(found.phases)}")
     say(f"{found.events} events, {found.attempts} attempts, {found.resumes} resumes")
-    say(f"{load.reconnects} reconnects of watchers: {found.lost} lost, {found.duplicated} duplicated")
+    reconnects = watchers.reconnects.total()
+    say(f"{reconnects} reconnects of watchers: {found.lost} lost, {found.duplicated} duplicated")
+    say(f"executions watched by: {dict(watchers.ways)}; reconnects by: {dict(watchers.reconnects)}")
+    say(f"{found.states} states of subscribers compared with the log folded so far")
+    say(f"{late.done} logs compacted while somebody was half-way through them")
+    say(f"{found.steered} messages joined a running turn")
     say(
         f"{found.effects} side effects: {found.repeated} repeated, {found.missing} missing, "
         f"{found.uncertain} calls reported as interrupted"

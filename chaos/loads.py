@@ -1,64 +1,33 @@
-"""Executions that are created whatever happens, and watchers that are thrown off all the time."""
+"""Executions that are created, cancelled and paused whatever happens."""
 
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
-from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
 from agent_runner.client import AgentRunner
-from agent_runner.domain.phases import is_terminal
 from agent_runner.errors import AgentRunnerError, AlreadyExistsError, FailedPreconditionError
-from agent_runner.v1.events_pb2 import ExecutionEvent
+from agent_runner.v1.options_pb2 import BUSY_POLICY_STEER
 from ai.stigmer.agentic.agent.v1.api_pb2 import Agent
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
 from ai.stigmer.commons.apiresource.enum_pb2 import ApiResourceOwnerScope
+from chaos.watchers import Watched
 
 _CREATE = "/ai.stigmer.agentic.agentexecution.v1.AgentExecutionCommandController/create"
 _AWAY = timedelta(minutes=10)
-
-
-@dataclass(slots=True)
-class Watched:
-    """One execution and what its watcher has collected."""
-
-    execution_id: str
-    session_id: str
-    events: list[ExecutionEvent] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    ended: bool = False
-    cancelled: bool = False
-    """Whether somebody asked to cancel it, and was heard."""
-
-    def take(self, event: ExecutionEvent) -> None:
-        if event.seq != len(self.events) + 1:
-            self.problems.append(f"seq {event.seq} came after {len(self.events)}")
-        self.events.append(event)
-        if is_terminal(event.phase_changed.phase):
-            self.ended = True
 
 
 class Load:
     """Makes executions and keeps what was seen of them.
 
     Args:
-        address: of the control plane, for creating.
-        watched_at: where watchers connect: a proxy.
         name: part of all ids; new for each load.
     """
 
-    def __init__(self, address: str, watched_at: str, name: str, rng: random.Random) -> None:
-        self._address = address
-        self._watched_at = watched_at
+    def __init__(self, name: str) -> None:
         self._name = name
-        self._rng = rng
-        self.begun = asyncio.Event()
-        """Set when the first tool begins."""
-        self.reconnects = 0
         self.watched: list[Watched] = []
         self.sessions: dict[str, list[Watched]] = {}
         """In the order of creation."""
@@ -73,7 +42,14 @@ class Load:
         return str((await runner.resources.apply(agent)).metadata.id)
 
     async def create(
-        self, runner: AgentRunner, number: int, message: str, *, agent_id: str = "", session_id: str = ""
+        self,
+        runner: AgentRunner,
+        number: int,
+        message: str,
+        *,
+        agent_id: str = "",
+        session_id: str = "",
+        steers: bool = False,
     ) -> Watched:
         """Create until it is certain that it is there, once.
 
@@ -85,11 +61,13 @@ class Load:
         execution.metadata.org = "local"
         execution.spec.message = message
         execution.spec.agent_id, execution.spec.session_id = agent_id, session_id
+        if steers:
+            execution.spec.execution_config.options.if_busy = BUSY_POLICY_STEER
         return self.add(await self._insist(runner, execution))
 
     def add(self, made: AgentExecution) -> Watched:
         """Keep an execution that was made."""
-        watched = Watched(made.metadata.id, made.spec.session_id)
+        watched = Watched(made.metadata.id, made.spec.session_id, made.spec.message)
         self.watched.append(watched)
         self.sessions.setdefault(watched.session_id, []).append(watched)
         return watched
@@ -152,39 +130,6 @@ class Load:
                 if not _passing(error):
                     raise
             await asyncio.sleep(0.2)
-
-    async def follow(self, watched: Watched, *, most: int) -> None:
-        """Collect all events, breaking off after at most `most` of them and coming back.
-
-        Every few times the whole connection is thrown away.
-        """
-        while True:
-            async with AgentRunner(self._watched_at, org="local") as runner:
-                for _ in range(self._rng.randint(1, 4)):
-                    if await self._look(runner, watched, self._rng.randint(1, most)):
-                        return
-                    self.reconnects += 1
-
-    async def _look(self, runner: AgentRunner, watched: Watched, count: int) -> bool:
-        """Collect at most `count` events; whether the last one was among them."""
-        seen = runner.executions.watch(
-            watched.execution_id,
-            after_seq=len(watched.events),
-            patience=_AWAY,
-            on_reconnect=self._count,
-        )
-        async with aclosing(seen):  # type: ignore[type-var]
-            async for event in seen:
-                watched.take(event)
-                if event.HasField("tool_call_started"):
-                    self.begun.set()
-                count -= 1
-                if watched.ended or not count:
-                    return watched.ended
-        return watched.ended
-
-    def _count(self, reason: Exception | None) -> None:
-        self.reconnects += reason is not None
 
 
 def _passing(error: AgentRunnerError) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from pathlib import Path
 
@@ -43,7 +42,7 @@ class Memory:
 
 async def long(folder: Path, *, seed: int, rounds: int, megabytes: int) -> list[str]:
     async with cluster(folder, workers=1) as made:
-        load = Load(made.address, made.address, f"{seed:x}-{int(time.time()):x}", random.Random(seed))
+        load = Load(f"{seed:x}-{int(time.time()):x}")
         many: list[dict[str, object]] = [_round(number) for number in range(rounds)] + [{"text": "Done."}]
         size = megabytes * 1_000_000
         large: list[dict[str, object]] = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -19,9 +18,10 @@ from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import EXECUTION_COMPLETED
 from chaos.checks import UNOWNED, Findings, Session, check_order
 from chaos.clusters import Cluster, cluster
-from chaos.loads import Load, Watched
+from chaos.loads import Load
 from chaos.reports import say
 from chaos.scripts import write_script
+from chaos.watchers import Watched
 
 _SENDERS = 50
 _PER_EXECUTION = timedelta(seconds=2)
@@ -33,7 +33,7 @@ _PARTS = 4
 async def queues(folder: Path, *, seed: int, messages: int, sessions: int, workers: int) -> list[str]:
     """Send all, wait, and compare each session's log of turns with the order of creation."""
     async with cluster(folder, workers=workers, concurrency=50) as made:
-        load = Load(made.address, made.address, f"{seed:x}-{int(time.time()):x}", random.Random(seed))
+        load = Load(f"{seed:x}-{int(time.time()):x}")
         turns = [{"steps": [{"text": "Heard {{message}}, after {{previous_message}}."}]}]
         async with AgentRunner(made.address, org="local") as runner:
             agent = await load.make_agent(runner, write_script(folder / "queue.yaml", turns, 0))

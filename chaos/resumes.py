@@ -26,7 +26,7 @@ async def resumes(folder: Path, *, seed: int, count: int) -> list[str]:
     seconds: list[float] = []
     async with cluster(folder, workers=2) as made:
         rng = random.Random(seed)
-        load = Load(made.address, made.address, f"{seed:x}-{int(time.time()):x}", rng)
+        load = Load(f"{seed:x}-{int(time.time()):x}")
         turns = [{"steps": [{"text": "word " * 100_000}]}]
         async with AgentRunner(made.address, org="local") as runner:
             agent = await load.make_agent(runner, write_script(folder / "stream.yaml", turns, 20))

@@ -8,18 +8,29 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from agent_runner.domain.status import fold
 from agent_runner.v1.events_pb2 import (
     AttemptStarted,
     ExecutionEvent,
+    JoinedExecution,
+    MessageStarted,
     PhaseChanged,
+    SteeringJoined,
     ToolCallCompleted,
     ToolCallStarted,
 )
-from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import EXECUTION_COMPLETED, EXECUTION_PENDING
+from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecutionStatus
+from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
+    EXECUTION_COMPLETED,
+    EXECUTION_IN_PROGRESS,
+    EXECUTION_PENDING,
+    MESSAGE_HUMAN,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 WITHIN = 110.0
@@ -33,6 +44,10 @@ def test_kills_and_cuts_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
     assert "every promise kept" in out
     assert re.search(r"(\d+) reconnects of watchers: 0 lost, 0 duplicated", out), out
     assert re.search(r"[1-9]\d* side effects: 0 repeated, 0 missing", out), out
+    for way in ("gRPC", "server-sent events", "subscribe"):
+        assert re.search(rf"watched by: .*'{way}': [1-9]", out), out
+    assert re.search(r"[1-9]\d* states of subscribers", out), out
+    assert re.search(r"[1-9]\d* logs compacted while somebody was half-way", out), out
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +57,7 @@ def _repository_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_was_lost_or_seen_twice_is_found() -> None:
     from chaos.checks import Findings, check_log
-    from chaos.loads import Watched
+    from chaos.watchers import Watched
 
     log = _log("10:00:00", "line")
     whole, holed, doubled = (Watched(name, "ses-1") for name in ("whole", "holed", "doubled"))
@@ -61,6 +76,49 @@ def test_what_was_lost_or_seen_twice_is_found() -> None:
     check_log(doubled, log, found)
     assert (found.lost, found.duplicated) == (1, 1)
     assert any("holed" in problem for problem in found.problems)
+
+
+def test_states_that_go_back_miss_a_phase_or_are_not_the_log_are_found() -> None:
+    from chaos.checks import Findings, check_states
+    from chaos.watchers import State, Subscribed, Watched, digest
+
+    log = _log("10:00:00", "line")
+    watched = Watched("aex-1", "ses-1", events=list(log))
+    states = {n: State(1, n, digest(fold(AgentExecutionStatus(), log[:n]))) for n in range(1, len(log) + 1)}
+    other = State(1, 3, digest(fold(AgentExecutionStatus(), log[:2])))
+
+    def problems(*shown: State) -> str:
+        found = Findings()
+        check_states(Subscribed(watched, list(shown)), found)
+        return " ".join(found.problems)
+
+    assert problems(states[1], states[3], states[6]) == ""
+    assert "came after" in problems(states[4], states[3], states[6])
+    assert "phase of 3 was left out" in problems(states[1], states[4], states[6])
+    assert problems(states[1], replace(states[4], connection=2), replace(states[6], connection=2)) == ""
+    assert "is not its log" in problems(states[1], other, states[6])
+    assert "was not shown the end" in problems(states[1], states[3])
+
+
+def test_messages_that_join_two_turns_or_run_beside_are_found() -> None:
+    from chaos.checks import Findings, check_steered
+
+    joining, asks = SteeringJoined(execution_id="aex-2"), MessageStarted(type=MESSAGE_HUMAN, content="two")
+    holder = [*_log("10:00:00", "line")]
+    holder[4:4] = [ExecutionEvent(steering_joined=joining), ExecutionEvent(message_started=asks)]
+    again = ExecutionEvent(message_started=MessageStarted(message_id="b", type=MESSAGE_HUMAN, content="two"))
+    second = [_log("10:00:01", "line")[0], ExecutionEvent(joined_execution=JoinedExecution())]
+
+    def problems(*session: tuple[str, Sequence[ExecutionEvent]]) -> str:
+        found = Findings()
+        check_steered(session, {name: "two" for name, _log in session}, found)
+        return " ".join(found.problems)
+
+    assert problems(("aex-1", holder), ("aex-2", second)) == ""
+    assert "several turns" in problems(("aex-0", holder), ("aex-1", holder), ("aex-2", second))
+    assert "one of its own" in problems(("aex-1", holder), ("aex-2", _log("10:00:05", "line")))
+    assert "nobody has it" in problems(("aex-1", _log("10:00:00", "line")), ("aex-2", second))
+    assert "stands 2 times" in problems(("aex-1", [*holder[:6], again, *holder[6:]]), ("aex-2", second))
 
 
 @pytest.mark.parametrize(
@@ -107,12 +165,13 @@ def test_turns_out_of_order_and_executions_without_owner_are_found(second: str, 
 
 
 def _log(clock: str, line: str) -> Sequence[ExecutionEvent]:
-    """An execution that writes one line within four seconds."""
+    """An execution that writes one line within five seconds."""
     command = ToolCallStarted(tool_call_id="c", name="execute")
     command.args.update({"command": f"echo '{line}' >> effects.log"})
     events = [
         ExecutionEvent(phase_changed=PhaseChanged(phase=EXECUTION_PENDING)),
         ExecutionEvent(attempt=1, attempt_started=AttemptStarted(worker="host/1")),
+        ExecutionEvent(attempt=1, phase_changed=PhaseChanged(phase=EXECUTION_IN_PROGRESS)),
         ExecutionEvent(attempt=1, tool_call_started=command),
         ExecutionEvent(attempt=1, tool_call_completed=ToolCallCompleted(tool_call_id="c")),
         ExecutionEvent(attempt=1, phase_changed=PhaseChanged(phase=EXECUTION_COMPLETED)),
