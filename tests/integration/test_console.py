@@ -16,10 +16,12 @@ from unit.services.conftest import World
 from unit.services.fakes.resources import COMPLETED, IN_PROGRESS, agent, execution, goes_on, says
 from unit.services.fakes.runners import Runner
 
+from agent_runner.console.events import EventStream
 from agent_runner.console.server import Console
 from agent_runner.controlplane.server import ControlPlane
-from agent_runner.errors import SettingsError
+from agent_runner.errors import SettingsError, UnavailableError
 from agent_runner.services.container import Services
+from agent_runner.v1.events_pb2 import ExecutionEvent
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
 
 KEY = "a key nobody guesses"
@@ -122,6 +124,21 @@ async def test_live_events_come_as_they_happen_and_silence_is_broken_by_heartbea
             rest = [line async for line in lines]
     assert "event: end" in rest
     await quiet(services)
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+async def test_only_a_stream_that_has_come_to_its_end_tells_browsers_not_to_ask_again(breaks: bool) -> None:
+    async def events() -> AsyncIterator[ExecutionEvent]:
+        yield ExecutionEvent(seq=1)
+        if breaks:
+            raise UnavailableError("The server is away.")
+
+    transport = httpx.ASGITransport(EventStream(events(), asyncio.Event()))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        body = (await client.get("/")).text
+
+    assert "id: 1\n" in body
+    assert ("event: end" in body) is not breaks
 
 
 async def test_who_leaves_is_not_watched_for_any_more(

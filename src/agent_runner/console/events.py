@@ -59,6 +59,8 @@ class EventStream:
         self._heartbeat = heartbeat.total_seconds()
         self._slow_after = slow_after.total_seconds()
         self._waiting: asyncio.Queue[ExecutionEvent | None] = asyncio.Queue(_MOST_WAITING)
+        self._whole = False
+        """Whether the events have come to their end, rather than the reading of them."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         reading = asyncio.create_task(self._read(), name="events for a browser")
@@ -81,6 +83,7 @@ class EventStream:
             async with aclosing(self._events) as events:  # type: ignore[type-var]
                 async for event in events:
                     await self._waiting.put(event)
+            self._whole = True
         except AgentRunnerError as error:
             log.info("watch for a browser ended", reason=str(error))
         finally:
@@ -99,7 +102,7 @@ class EventStream:
             for piece in _pieces(event for event in batch if event is not None):
                 await self._put(send, _body(piece))
             if last:
-                await self._put(send, _body(_END, more=False))
+                await self._put(send, _body(_END if self._whole else b"", more=False))
                 return
             if not batch:
                 await self._put(send, _body(_BEAT))
