@@ -12,6 +12,7 @@ from agent_runner.v1.events_pb2 import ExecutionEvent
 
 _SOON = 0.01
 """Seconds a boundary waits nobody waits for: what a message asks for, and that it was done, go together."""
+_LONGEST_REST = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,9 @@ class BatchSettings:
         events: after this many, text that is joined to text counting once, or
         interval: this long after the batch before; at once when that is longer ago already, where a
             phase changes and where somebody waits for it, and 10 ms after another boundary.
+
+    What nobody waits for rests after a batch for as long as that took to be stored, at most 0.25 s: where
+    sending is slow, since the machine is busy or the control plane far away, fewer and larger batches leave.
     """
 
     events: int = 10
@@ -38,6 +42,9 @@ class Batches:
         self._due = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._last_left = self._loop.time() - settings.interval.total_seconds()
+        self._rests_until = self._last_left
+        self._away = False
+        """Whether a batch has left and is not known to be stored."""
 
     def __bool__(self) -> bool:
         return bool(self._outbox)
@@ -59,7 +66,11 @@ class Batches:
             self._due.set()
 
     async def due(self) -> None:
-        """Return when a batch is to leave."""
+        """Return when a batch is to leave; to be called when the one before is stored."""
+        if self._away:
+            self._away = False
+            stored = self._loop.time()
+            self._rests_until = stored + min(stored - self._last_left, _LONGEST_REST)
         self._schedule()
         await self._due.wait()
 
@@ -71,6 +82,7 @@ class Batches:
         batch = self._outbox.take()
         if batch:
             self._last_left = self._loop.time()
+            self._away = True
         return urgent, batch
 
     def close(self) -> None:
@@ -81,15 +93,19 @@ class Batches:
 
     def _schedule(self) -> None:
         """Wake who waits now, or set the timer that will."""
-        if self._due.is_set() or not self._outbox:
+        if self._due.is_set() or self._away or not self._outbox:
             return
-        interval = _SOON if self._outbox.soon else self._settings.interval.total_seconds()
-        due = self._last_left + interval
-        if self._outbox.urgent or self._outbox.waiting >= self._settings.events or due <= self._loop.time():
+        due = max(self._last_left + self._interval(), self._rests_until)
+        if self._outbox.urgent or due <= self._loop.time():
             self._due.set()
         elif self._timer is None or self._timer.when() > due:
             self.close()
             self._timer = self._loop.call_at(due, self._on_timer)
+
+    def _interval(self) -> float:
+        if self._outbox.waiting >= self._settings.events:
+            return 0.0
+        return _SOON if self._outbox.soon else self._settings.interval.total_seconds()
 
     def _on_timer(self) -> None:
         self._timer = None
