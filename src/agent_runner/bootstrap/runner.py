@@ -14,6 +14,7 @@ from agent_runner.adapters.checkpoints.sqlite import SqliteCheckpoints
 from agent_runner.adapters.controlplane.environments import GrpcEnvironmentResolver
 from agent_runner.adapters.controlplane.file_tasks import GrpcFileTasks
 from agent_runner.adapters.controlplane.resources import GrpcResourceReader
+from agent_runner.adapters.controlplane.tool_results import GrpcToolResults
 from agent_runner.adapters.mcp.connector import McpSessions
 from agent_runner.adapters.models.resolver import DefaultModelResolver
 from agent_runner.adapters.skills.cache import SkillCache
@@ -133,6 +134,7 @@ async def parts(
                 checkpoints=checkpoints,
                 keep_checkpoints=settings.checkpoints_kept,
                 file_tasks=GrpcFileTasks(channel),
+                results=GrpcToolResults(channel),
                 secrets=secrets or LiveSecrets(),
             )
     finally:

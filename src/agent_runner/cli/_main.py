@@ -22,6 +22,7 @@ COMMANDS: dict[str, str] = {
     "logs": "stack",
     "run": "run",
     "watch": "watch",
+    "tool-output": "results",
     "cancel": "watch",
     "pause": "watch",
     "resume": "watch",
@@ -55,7 +56,8 @@ class LazyGroup(click.Group):
         if module is None:
             return None
         found: click.Command = getattr(
-            importlib.import_module(f"agent_runner.cli.{module}"), f"{cmd_name}_command"
+            importlib.import_module(f"agent_runner.cli.{module}"),
+            f"{cmd_name.replace('-', '_')}_command",
         )
         return found
 

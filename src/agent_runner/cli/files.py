@@ -154,7 +154,7 @@ async def _download(client: AgentRunner, source: _Place, target: str, quiet: boo
         sys.stdout.buffer.flush()
         return
     path = _local_target(target, source.path)
-    with _progress(0, quiet) as copied, _whole_or_none(path) as file:
+    with _progress(0, quiet) as copied, whole_or_none(path) as file:
         async for chunk in chunks:
             file.write(chunk)
             copied(len(chunk))
@@ -173,7 +173,7 @@ def _local_target(target: str, source: str) -> Path:
 
 
 @contextmanager
-def _whole_or_none(path: Path) -> Iterator[BinaryIO]:
+def whole_or_none(path: Path) -> Iterator[BinaryIO]:
     """A file which takes the path's place when the block ends well; a device or pipe is just written to."""
     import tempfile
 

@@ -12,12 +12,14 @@ import grpc
 import grpc.aio
 
 from agent_runner.client.channels import Channel
-from agent_runner.client.errors import ServerUnreachableError, from_rpc
+from agent_runner.client.errors import DeadlineError, ServerUnreachableError, from_rpc
 from agent_runner.client.kinds import API_VERSION, canonical_id
 from agent_runner.v1.events_pb2 import ExecutionEvent
 from agent_runner.v1.execution_service_pb2 import (
     CancelExecutionRequest,
     CancelExecutionResponse,
+    GetToolResultRequest,
+    GetToolResultResponse,
     PauseExecutionRequest,
     PauseExecutionResponse,
     ResumeExecutionRequest,
@@ -161,6 +163,24 @@ class Executions:
         request = ResumeExecutionRequest(execution_id=canonical_id(execution_id))
         answer = await self._channel.unary(f"{_OURS}/ResumeExecution", request, ResumeExecutionResponse)
         return answer.execution
+
+    async def tool_result(self, execution_id: str, tool_call_id: str) -> AsyncIterator[bytes]:
+        """Stream what a tool gave, as UTF-8; it is whole when the iterator ends without an error.
+
+        Raises:
+            NotFoundError: no such execution or call, or the result is not kept any more.
+            FailedPreconditionError: the call has not ended.
+            UnavailableError: the server, or where it keeps results, is away.
+        """
+        request = GetToolResultRequest(execution_id=canonical_id(execution_id), tool_call_id=tool_call_id)
+        method = f"{_OURS}/GetToolResult"
+        try:
+            async for answer in self._channel.stream(method, request, GetToolResultResponse, silence=SILENCE):
+                yield answer.chunk
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error, self._channel.address) from error
+        except TimeoutError as error:
+            raise DeadlineError(self._channel.address) from error
 
     async def any_unfinished(self) -> bool:
         """Whether an execution of any organization waits or runs."""

@@ -16,6 +16,7 @@ from agent_runner.controlplane.resources import ResourceController, resource_met
 from agent_runner.controlplane.server_info import ServerController
 from agent_runner.controlplane.sessions import SessionController
 from agent_runner.controlplane.skills import SkillController
+from agent_runner.controlplane.tool_results import ToolResultController
 from agent_runner.controlplane.variables import VariableController
 from agent_runner.controlplane.workspaces import WorkspaceController
 from agent_runner.services.container import Services
@@ -98,6 +99,8 @@ class Routes:
     def _add_ours(self, services: Services, server: ServerController) -> None:
         executions = ExecutionController(services.executions, services.watches)
         variables = VariableController(services.variables, services.keys)
+        results = ToolResultController(services.results)
+        self.handlers.append(results.upload_handler())
         self._add(
             (execution_service_pb2,),
             {
@@ -106,7 +109,7 @@ class Routes:
                 "PauseExecution": executions.pause,
                 "ResumeExecution": executions.resume,
             },
-            {"WatchExecution": executions.watch},
+            {"WatchExecution": executions.watch, "GetToolResult": results.get},
         )
         self._add(
             (runner_service_pb2,),

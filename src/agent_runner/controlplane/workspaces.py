@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from datetime import timedelta
 from typing import Any, Final
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from agent_runner.controlplane._calls import Context, guarded
 from agent_runner.controlplane._rpc import Deliver
+from agent_runner.controlplane._uploads import chunks_of, drain, header_of, parsed, parts_of
 from agent_runner.errors import (
     FailedPreconditionError,
-    InvalidRequestError,
     SlowWatcherError,
     UnavailableError,
 )
@@ -29,18 +25,14 @@ from agent_runner.v1.workspace_service_pb2 import (
     DownloadFileResponse,
     ListFilesRequest,
     ListFilesResponse,
-    UploadFileHeader,
     UploadFileRequest,
     UploadFileResponse,
 )
 
 _SERVICE: Final = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"].full_name
 _RUNNERS: Final = runner_service_pb2.DESCRIPTOR.services_by_name["RunnerService"].full_name
-_LONGEST_PAUSE: Final = timedelta(seconds=60)
-"""Between two pieces of an upload."""
 _READY: Final = ("agent-runner-upload", "ready")
 """As in the API's comment: what the headers have once the path is found to be good."""
-_DRAIN: Final = timedelta(seconds=3)
 
 
 class WorkspaceController:
@@ -63,18 +55,16 @@ class WorkspaceController:
                     raise UnavailableError("The download paused for too long. Begin again.") from None
 
     async def upload(self, requests: AsyncIterator[bytes], context: Context) -> UploadFileResponse:
-        parts = _parts(requests)
-        header = await anext(parts, None)
-        if not isinstance(header, UploadFileHeader):
-            raise InvalidRequestError.of("header", "must come first")
+        parts = parts_of(requests, UploadFileRequest)
+        header = await header_of(parts)
 
         async def ready() -> None:
             await context.send_initial_metadata((_READY,))
 
         try:
-            size = await self._workspaces.upload(header, _chunks(parts), ready)
+            size = await self._workspaces.upload(header, chunks_of(parts), ready)
         except (FailedPreconditionError, UnavailableError):
-            await _drain(requests)
+            await drain(requests)
             raise
         return UploadFileResponse(size_bytes=size)
 
@@ -108,48 +98,10 @@ class _Line:
             raw: Any = await self._context.read()
         except grpc.aio.UsageError:  # the call has ended
             return None
-        return None if raw is grpc.aio.EOF else _parsed(ServeFilesRequest, raw)
+        return None if raw is grpc.aio.EOF else parsed(ServeFilesRequest, raw)
 
     async def send(self, part: ServeFilesResponse) -> None:
         try:
             await self._context.write(part.SerializeToString())
         except grpc.aio.UsageError:
             raise UnavailableError("The runner has gone.") from None
-
-
-async def _parts(requests: AsyncIterator[bytes]) -> AsyncIterator[UploadFileHeader | bytes]:
-    while True:
-        try:
-            async with asyncio.timeout(_LONGEST_PAUSE.total_seconds()):
-                request = await anext(requests, None)
-        except TimeoutError:
-            raise UnavailableError("The upload paused for too long. Begin again.") from None
-        if request is None:
-            return
-        message = _parsed(UploadFileRequest, request)
-        yield message.header if message.HasField("header") else message.chunk
-
-
-async def _chunks(parts: AsyncIterator[UploadFileHeader | bytes]) -> AsyncIterator[bytes]:
-    async for part in parts:
-        if isinstance(part, UploadFileHeader):
-            raise InvalidRequestError.of("header", "must come once")
-        yield part
-
-
-async def _drain(requests: AsyncIterator[bytes]) -> None:
-    """Take what is on its way: a client whose write fails may not see why the call was ended."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_DRAIN.total_seconds()):
-            async for _ in requests:
-                continue
-
-
-def _parsed(kind: Any, raw: bytes) -> Any:
-    try:
-        message = kind.FromString(raw)
-    except DecodeError:
-        name = kind.DESCRIPTOR.full_name
-        raise InvalidRequestError.of("request", f"is not a {name} in protobuf's binary format") from None
-    validate(message)
-    return message

@@ -163,7 +163,12 @@ class EventMasker:
         if kind == "tool_call_output":
             return self._piece(event, ("call", event.tool_call_output.tool_call_id), event.tool_call_output)
         before = self._before(kind, event)
+        ended = getattr(event, kind) if kind in ("tool_call_completed", "tool_call_failed") else None
+        key = ended.artifact_key if ended is not None else ""
         self._masker.message(event)
+        if ended is not None:
+            # Made by the control plane, and of no use once it is changed.
+            ended.artifact_key = key
         return [*before, event]
 
     def _piece(

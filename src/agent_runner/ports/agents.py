@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from agent_runner.domain.tool_results import shortened
 from agent_runner.ports.models import Model
 from agent_runner.ports.sandboxes import Sandbox
 from agent_runner.v1.events_pb2 import ExecutionEvent
@@ -47,6 +48,45 @@ def unsteered() -> Sequence[SteeringMessage]:
 
 
 @dataclass(frozen=True, slots=True)
+class ShownResult:
+    """What an event says of a tool's result, or of its error.
+
+    Attributes:
+        text: at most 256 KiB.
+        artifact_key: where it is kept whole; empty: it is whole already, or the rest is lost.
+    """
+
+    text: str = field(repr=False)
+    artifact_key: str = ""
+
+
+class ResultKeeper(Protocol):
+    """What becomes of results that are too long for an event."""
+
+    async def shown(self, tool_call_id: str, text: str) -> ShownResult:
+        """Keep a result, where it is too long, and say what the event shows.
+
+        Raises:
+            FencedError: another attempt has the execution.
+        """
+        ...
+
+    async def whole(self, tool_call_id: str, shown: str) -> str:
+        """What a tool gave in an earlier attempt, of which the log shows this; as much as can be had."""
+        ...
+
+
+class NoResultsKept:
+    """A `ResultKeeper` that cuts what is too long."""
+
+    async def shown(self, tool_call_id: str, text: str) -> ShownResult:
+        return ShownResult(shortened(text))
+
+    async def whole(self, tool_call_id: str, shown: str) -> str:
+        return shown
+
+
+@dataclass(frozen=True, slots=True)
 class AgentSpecification:
     """Everything an engine needs to make an agent.
 
@@ -61,6 +101,7 @@ class AgentSpecification:
         used_tool_calls: and how many tool calls they began.
         mask: takes the secrets out of text, also inside mappings and lists. Applied to what a tool gives
             before the model, the journal and the checkpoints get it.
+        results: where results go that are too long for an event.
         steering: messages that are to join the turn, also those that have joined, oldest first; asked
             before each model call of the agent itself.
     """
@@ -75,6 +116,7 @@ class AgentSpecification:
     used: Usage = field(default_factory=Usage)
     used_tool_calls: int = 0
     mask: Callable[[Any], Any] = unmasked
+    results: ResultKeeper = field(default_factory=NoResultsKept)
     steering: Callable[[], Sequence[SteeringMessage]] = unsteered
 
 

@@ -22,9 +22,11 @@ from agent_runner.ports.models import Model, ModelResolver
 from agent_runner.ports.resource_readers import ResourceReader
 from agent_runner.ports.sandboxes import Sandbox, SandboxProvider, SandboxSpec
 from agent_runner.ports.status_sinks import Grant, StatusSink, StatusSinks
+from agent_runner.ports.tool_results import ToolResults
 from agent_runner.runner import turns
 from agent_runner.runner.patience import patiently
 from agent_runner.runner.reporting import MaskedReport
+from agent_runner.runner.tool_results import KeptResults
 from agent_runner.services.skill_loading import LoadedSkills, SkillLoader
 from agent_runner.v1.events_pb2 import (
     ExecutionEvent,
@@ -55,6 +57,7 @@ class Parts:
         checkpoints: what `agents` remember by; None on a worker that never removes any of it.
         keep_checkpoints: how many of a thread stay after a turn; 0 keeps all.
         file_tasks: where people ask for files of sessions; None on a worker that does not serve them.
+        results: keeps results of tools that are too long for an event; None cuts them.
         secrets: learns what this process must keep out of its logs.
     """
 
@@ -69,6 +72,7 @@ class Parts:
     checkpoints: Checkpoints | None = None
     keep_checkpoints: int = 0
     file_tasks: FileTasks | None = None
+    results: ToolResults | None = None
     secrets: LiveSecrets = field(default_factory=LiveSecrets)
 
 
@@ -90,7 +94,7 @@ class TurnRun:
     ) -> None:
         self._parts = parts
         self._sink = sink
-        self._attempt, self._token = grant.attempt, grant.token
+        self._grant = grant
         self._before = grant.execution.status
         self._spec = spec
         self._turn = turn
@@ -127,8 +131,8 @@ class TurnRun:
             self._parts.environments,
             self._spec,
             self._turn.execution_id,
-            self._attempt,
-            self._token,
+            self._grant.attempt,
+            self._grant.token,
         )
         self._masker = Masker(plan.environment.secrets)
         self._learn(self._masker)
@@ -239,6 +243,9 @@ class TurnRun:
             used=self._before.run.usage,
             used_tool_calls=len(self._before.tool_calls),
             mask=self._masker.value,
+            results=KeptResults(
+                self._parts.results, self._turn.execution_id, self._grant, self._masker, self._warn
+            ),
             steering=self._sink.steering,
         )
 

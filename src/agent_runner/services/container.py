@@ -33,6 +33,7 @@ from agent_runner.services.retention import Retention
 from agent_runner.services.secret_fields import SecretFields
 from agent_runner.services.sessions import SessionService
 from agent_runner.services.skills import SkillService
+from agent_runner.services.tool_results import ToolResultService
 from agent_runner.services.turns import SessionTurns
 from agent_runner.services.watching import WatchService
 from agent_runner.services.workspaces import WorkspaceService
@@ -49,6 +50,7 @@ class Services:
         events: what runners write.
         watches: reading executions, once or live.
         retention: removes what is old; `retention.sweep()` is due from time to time.
+        results: of tools, where they are too long for an event.
         variables: what the holders of executions are given; `variables.sweep()` is due at start.
     """
 
@@ -69,6 +71,7 @@ class Services:
     retention: Retention
     metrics: MetricService
     workspaces: WorkspaceService
+    results: ToolResultService
 
     @property
     def by_kind(self) -> Mapping[int, ResourceService[Any]]:
@@ -119,7 +122,7 @@ def build_services(
     records, turns = ExecutionRecords(store, clock), SessionTurns(store)
     logbook = Logbook(records, log, announcer, clock=clock, replicas=replicas)
     events, watches = EventService(logbook, attempt_limits), WatchService(logbook, turns)
-    counters = Counters()
+    results, counters = ToolResultService(logbook, watches, artifacts), Counters()
     runs = ExecutionRuns(
         store,
         turns=turns,
@@ -150,7 +153,7 @@ def build_services(
         watches=watches,
         runs=runs,
         workflows=workflows,
-        artifacts=artifacts,
+        results=results,
         variables=variables,
         clock=clock,
         new_id=new_id,
@@ -179,4 +182,5 @@ def build_services(
         retention=Retention(store, log, sessions=sessions, watches=watches, clock=clock, counters=counters),
         metrics=MetricService(store, watches, counters),
         workspaces=WorkspaceService(sessions, workflows),
+        results=results,
     )

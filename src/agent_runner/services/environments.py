@@ -32,15 +32,12 @@ from agent_runner.domain.references import lookup_of
 from agent_runner.errors import (
     AgentRunnerError,
     AlreadyExistsError,
-    FailedPreconditionError,
-    FencedError,
     InvalidRequestError,
     NotFoundError,
-    PermissionDeniedError,
     SecretUnreadableError,
 )
 from agent_runner.ports.stores import ResourceKey, ResourceStore, StoredResource
-from agent_runner.services._attempt_tokens import is_token
+from agent_runner.services._attempt_tokens import ensure_holds
 from agent_runner.services._clocks import Clock, timestamp
 from agent_runner.services._logbook import Logbook, checked
 from agent_runner.services.execution_records import ExecutionRecord
@@ -226,14 +223,7 @@ class ExecutionEnvironments:
         # The log decides: what lists filter by may lag behind it.
         async with self._logbook.open(execution_id, fresh=True) as live:
             head = live.head or await self._logbook.events.head(execution_id)
-            if head.attempt != attempt:
-                raise FencedError(execution_id, attempt, head.attempt)
-            if live.terminal:
-                raise FailedPreconditionError(
-                    f"Execution {execution_id!r} has ended; its variables are not given out any more."
-                )
-            if not is_token(token, head.token):
-                raise _denied(execution_id, attempt, token)
+            ensure_holds(live, head, attempt, token, "variables")
             assert live.record is not None
             return live.record.message()
 
@@ -339,14 +329,6 @@ class ExecutionEnvironments:
 def context_key(execution_id: str) -> ResourceKey:
     """The execution's context, whose id follows from the execution's."""
     return ResourceKey(EXECUTION_CONTEXT.name, f"{EXECUTION_CONTEXT.id_prefix}-{suffix(execution_id)}")
-
-
-def _denied(execution_id: str, attempt: int, token: str) -> PermissionDeniedError:
-    problem = "is another one" if token else "is missing"
-    return PermissionDeniedError(
-        f"The variables of execution {execution_id!r} are for the worker that took it: `token` {problem}. "
-        f"Send the token which StartAttempt answered together with attempt {attempt}."
-    )
 
 
 def _variables(context: ExecutionContext) -> list[ResolvedVariable]:

@@ -25,6 +25,9 @@ STEERS: Final = "steers"
 HOLDER: Final = "holder"
 """Field with the workflow run and the activity attempt that hold the execution, once retried."""
 
+ARTIFACTS: Final = "artifacts"
+"""Field of executions for which something may be in the artifact store."""
+
 
 @dataclass(frozen=True, slots=True)
 class ExecutionRecord:
@@ -65,6 +68,11 @@ class ExecutionRecord:
     def caller_waits(self) -> bool:
         """Whether somebody waits for the end and has not been told."""
         return self.resource.fields.get(CALLER) == "waiting"
+
+    @property
+    def has_artifacts(self) -> bool:
+        """Whether something may be in the artifact store for it."""
+        return ARTIFACTS in self.resource.fields
 
     def message(self) -> AgentExecution:
         """The execution; its status holds nothing but the audit."""

@@ -19,7 +19,6 @@ from agent_runner.errors import (
     NotFoundError,
     UnavailableError,
 )
-from agent_runner.ports.artifacts import ArtifactStore
 from agent_runner.ports.stores import ResourceStore, StoredResource
 from agent_runner.ports.workflows import WorkflowStarter
 from agent_runner.services._clocks import Clock, NewId
@@ -39,6 +38,7 @@ from agent_runner.services.execution_runs import ExecutionRuns
 from agent_runner.services.resources import Page, ResourceService
 from agent_runner.services.secret_fields import SecretFields
 from agent_runner.services.sessions import SessionService
+from agent_runner.services.tool_results import ToolResultService
 from agent_runner.services.turns import SessionTurns
 from agent_runner.services.validation import validate
 from agent_runner.services.watching import WatchService
@@ -99,7 +99,7 @@ class ExecutionService(ResourceService[AgentExecution]):
         watches: WatchService,
         runs: ExecutionRuns,
         workflows: WorkflowStarter,
-        artifacts: ArtifactStore,
+        results: ToolResultService,
         variables: ExecutionEnvironments,
         clock: Clock,
         new_id: NewId,
@@ -115,7 +115,7 @@ class ExecutionService(ResourceService[AgentExecution]):
         self._watches = watches
         self._runs = runs
         self._workflows = workflows
-        self._artifacts = artifacts
+        self._results = results
         self._variables = variables
 
     async def create(self, request: AgentExecution) -> AgentExecution:
@@ -196,11 +196,12 @@ class ExecutionService(ResourceService[AgentExecution]):
         execution_id = execution.metadata.id
         if not is_terminal(execution.status.phase):
             await self._workflows.terminate(execution_id, "The execution was deleted.")
-        for key in _artifacts_of(execution):
-            await self._artifacts.delete(key)
+        record = await self._records.get(execution_id)
+        await self._results.remove(record)
         await self._store.delete(key_of(execution_id))
         await _quietly(self._store.delete(context_key(execution_id)))
         await self._watches.forget(execution_id)
+        await self._results.remove_late(record)
         self._runs.hand_on(execution.spec.session_id)
         return execution
 
@@ -435,12 +436,6 @@ def _check_busy(request: AgentExecution, busy: Sequence[ExecutionRecord]) -> Non
         raise FailedPreconditionError(
             f"The session is busy with execution {busy[0].id!r}. Wait for its end, or ask to be queued."
         )
-
-
-def _artifacts_of(execution: AgentExecution) -> set[str]:
-    """Keys of what the execution has put into the artifact store; none of what is kept for others."""
-    mine = f"executions/{execution.metadata.id}/"
-    return {call.artifact_key for call in execution.status.tool_calls if call.artifact_key.startswith(mine)}
 
 
 def _filter(session_id: str, phase: ExecutionPhase.ValueType) -> Mapping[str, str]:

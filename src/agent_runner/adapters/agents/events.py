@@ -8,6 +8,8 @@ from typing import Any
 
 from google.protobuf.struct_pb2 import Struct
 
+from agent_runner.domain.tool_results import shortened
+from agent_runner.ports.agents import ShownResult
 from agent_runner.v1.events_pb2 import (
     ExecutionEvent,
     MessageCompleted,
@@ -37,10 +39,6 @@ _TODO_STATUS = {
     "completed": TODO_COMPLETED,
     "cancelled": TODO_CANCELLED,
 }
-
-
-LONGEST_RESULT = 256 * 1024
-"""Bytes of a tool's result in an event; the proto's rule. The model reads it whole."""
 
 
 def message_id(task_id: str) -> str:
@@ -94,16 +92,6 @@ def result_of(content: Any) -> str:
     return "".join(pieces)
 
 
-def shortened(text: str) -> str:
-    """At most `LONGEST_RESULT` bytes of a text: its beginning, its end, and how much is left out."""
-    data = text.encode("utf-8", "replace")
-    if len(data) <= LONGEST_RESULT:
-        return text
-    half = (LONGEST_RESULT - 100) // 2
-    head, tail = data[:half].decode("utf-8", "ignore"), data[-half:].decode("utf-8", "ignore")
-    return f"{head}\n[... {len(data) - 2 * half} bytes left out ...]\n{tail}"
-
-
 def started_message(message_id: str, content: str = "", sub_agent_id: str = "") -> ExecutionEvent:
     started = MessageStarted(message_id=message_id, type=MESSAGE_AI, content=content)
     return ExecutionEvent(sub_agent_id=sub_agent_id, message_started=started)
@@ -134,13 +122,17 @@ def started_call(
     return ExecutionEvent(sub_agent_id=sub_agent_id, tool_call_started=started)
 
 
-def completed_call(call_id: str, result: str, sub_agent_id: str) -> ExecutionEvent:
-    completed = ToolCallCompleted(tool_call_id=call_id, result=shortened(result))
+def completed_call(call_id: str, result: ShownResult, sub_agent_id: str) -> ExecutionEvent:
+    completed = ToolCallCompleted(tool_call_id=call_id, result=result.text, artifact_key=result.artifact_key)
     return ExecutionEvent(sub_agent_id=sub_agent_id, tool_call_completed=completed)
 
 
-def failed_call(call_id: str, error: str, sub_agent_id: str, *, interrupted: bool = False) -> ExecutionEvent:
-    failed = ToolCallFailed(tool_call_id=call_id, error=shortened(error), interrupted=interrupted)
+def failed_call(
+    call_id: str, error: ShownResult, sub_agent_id: str, *, interrupted: bool = False
+) -> ExecutionEvent:
+    failed = ToolCallFailed(
+        tool_call_id=call_id, error=error.text, interrupted=interrupted, artifact_key=error.artifact_key
+    )
     return ExecutionEvent(sub_agent_id=sub_agent_id, tool_call_failed=failed)
 
 

@@ -31,7 +31,14 @@ from agent_runner.adapters.agents.limits import LimitCounter
 from agent_runner.adapters.agents.normalizer import SUB_AGENT_TOOL, TODO_TOOL
 from agent_runner.adapters.agents.signals import ToolOutput, all_handed_on
 from agent_runner.errors import FencedError, LimitReachedError, ModelError, UnavailableError
-from agent_runner.ports.agents import RecordedCall, ToolJournal, unmasked
+from agent_runner.ports.agents import (
+    NoResultsKept,
+    RecordedCall,
+    ResultKeeper,
+    ShownResult,
+    ToolJournal,
+    unmasked,
+)
 from agent_runner.v1.events_pb2 import ExecutionEvent
 
 READ_ONLY_TOOLS = frozenset({"ls", "read_file", "glob", "grep", "read", "search", "think", "list_files"})
@@ -94,20 +101,26 @@ class ToolCalls(AgentMiddleware[Any, Any, Any]):
     """Keeps the journal of the tool calls of an agent and its sub-agents."""
 
     def __init__(
-        self, journal: ToolJournal, limits: LimitCounter, mask: Callable[[Any], Any] = unmasked
+        self,
+        journal: ToolJournal,
+        limits: LimitCounter,
+        mask: Callable[[Any], Any] = unmasked,
+        results: ResultKeeper | None = None,
     ) -> None:
         """`mask` takes secrets out of what tools give, before the model or a checkpoint gets it."""
         super().__init__()
         self._journal = journal
         self._limits = limits
         self._mask = mask
+        self._results = results or NoResultsKept()
 
     async def awrap_tool_call(self, request: ToolCallRequest, handler: Handler) -> Result:
         recorded = self._journal.recorded(request.tool_call["id"] or "")
         if recorded is not None and recorded.finished:
             if request.tool_call["name"] in STATE_ONLY_TOOLS:
                 return _masked(await handler(request), self._mask)
-            return _recorded_result(request, recorded)
+            whole = await self._results.whole(request.tool_call["id"] or "", recorded.result)
+            return _recorded_result(request, replace(recorded, result=whole))
         if recorded is not None and not _may_run_again(request):
             return await self._interrupted(request)
         if recorded is None:
@@ -122,8 +135,15 @@ class ToolCalls(AgentMiddleware[Any, Any, Any]):
         await tell(started_call(running.call_id, running.name, call["args"], asking, running.sub_agent_id))
         with _context_of(running):
             result = _masked(await _ran(request, handler), self._mask)
-        await tell(_ended_call(running, result))
+        await tell(await self._ended_call(running, result))
         return result
+
+    async def _ended_call(self, running: _Running, result: Result) -> ExecutionEvent:
+        message = _message_of(result, running.call_id)
+        text = result_of(message.content) if message is not None else ""
+        ended = failed_call if message is not None and message.status == "error" else completed_call
+        shown = await self._results.shown(running.call_id, text)
+        return ended(running.call_id, shown, running.sub_agent_id)
 
     async def _keep(self, running: _Running, event: ExecutionEvent) -> None:
         """Put the beginning or the end of a call into the journal, after all that was streamed before it."""
@@ -136,19 +156,13 @@ class ToolCalls(AgentMiddleware[Any, Any, Any]):
 
     async def _interrupted(self, request: ToolCallRequest) -> ToolMessage:
         call_id = request.tool_call["id"] or ""
-        await self._journal.finish(failed_call(call_id, INTERRUPTED, _sub_agent.get(), interrupted=True))
+        error = ShownResult(INTERRUPTED)
+        await self._journal.finish(failed_call(call_id, error, _sub_agent.get(), interrupted=True))
         return _error(request, INTERRUPTED)
 
 
 async def _tell(running: _Running, event: ExecutionEvent) -> None:
     running.write(event)
-
-
-def _ended_call(running: _Running, result: Result) -> ExecutionEvent:
-    message = _message_of(result, running.call_id)
-    text = result_of(message.content) if message is not None else ""
-    ended = failed_call if message is not None and message.status == "error" else completed_call
-    return ended(running.call_id, text, running.sub_agent_id)
 
 
 async def _ran(request: ToolCallRequest, handler: Handler) -> Result:

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 from agent_runner.adapters.agents.events import (
-    LONGEST_RESULT,
     changed_todos,
-    completed_call,
     result_of,
     started_call,
     text_of,
@@ -22,13 +20,6 @@ def test_blocks_become_text_and_images_are_named() -> None:
     assert result_of(blocks) == "ab[image/png][thinking]"
     assert text_of(blocks) == "ab"
     assert text_of(None) == ""
-
-
-def test_a_long_result_keeps_its_beginning_and_end() -> None:
-    text = "begin" + "ü" * LONGEST_RESULT + "end"
-    result = completed_call("c", text, "").tool_call_completed.result
-    assert len(result.encode()) <= LONGEST_RESULT
-    assert result.startswith("begin") and result.endswith("end") and "bytes left out" in result
 
 
 def test_arguments_that_are_no_json_become_text() -> None:

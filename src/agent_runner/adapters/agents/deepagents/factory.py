@@ -92,7 +92,7 @@ class DeepAgentsFactory:
         graph = self._graphs.take(key) or await self._made(specification)
         graph.seats.take(
             specification,
-            ToolCalls(journal, limits, specification.mask),
+            ToolCalls(journal, limits, specification.mask, specification.results),
             ModelCalls(
                 specification.model.name, limits, self._retries, journal, arguments, specification.steering
             ),

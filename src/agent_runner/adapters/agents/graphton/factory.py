@@ -73,7 +73,7 @@ class GraphtonFactory:
         limits = LimitCounter(specification.limits, specification.used, specification.used_tool_calls)
         arguments = ArgumentWatch()
         guards = [
-            ToolCalls(journal, limits, specification.mask),
+            ToolCalls(journal, limits, specification.mask, specification.results),
             ModelCalls(
                 specification.model.name, limits, self._retries, journal, arguments, specification.steering
             ),
