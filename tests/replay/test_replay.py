@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 from pathlib import Path
 
 import pytest
+from replay.record import CASES
 from temporalio.client import WorkflowHistory
 from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
 
 from agent_runner.adapters.temporal.payloads import DATA_CONVERTER
-from agent_runner.runner.workflows import InvokeAgentExecution
+from agent_runner.runner.workflows import CleanUpSession, InvokeAgentExecution, ServeFiles
 
 HISTORIES = {path.stem: path.read_text() for path in (Path(__file__).parent / "data").glob("*.json")}
 
 
 def replayer() -> Replayer:
     return Replayer(
-        workflows=[InvokeAgentExecution],
+        workflows=[InvokeAgentExecution, CleanUpSession, ServeFiles],
         workflow_runner=UnsandboxedWorkflowRunner(),
         data_converter=DATA_CONVERTER,
     )
@@ -27,9 +30,18 @@ async def test_a_recorded_history_replays(name: str) -> None:
     await replayer().replay_workflow(WorkflowHistory.from_json(name, HISTORIES[name]))
 
 
-def test_there_is_a_history_for_each_way_an_execution_goes() -> None:
-    expected = {"completed", "failed", "cancelled", "retried", "paused", "waiting_caller", "full_argument"}
-    assert expected <= HISTORIES.keys()
+def test_there_is_a_history_for_each_way_a_workflow_goes() -> None:
+    assert CASES.keys() <= HISTORIES.keys()
+
+
+async def test_a_failure_that_comes_together_with_the_cancel_is_no_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    name = "cancelled_by_the_control_plane"
+    await replayer().replay_workflow(WorkflowHistory.from_json(name, HISTORIES[name]))
+    gc.collect()
+
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 async def test_a_changed_workflow_would_be_noticed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
@@ -96,7 +97,7 @@ class InvokeAgentExecution:
             result_type=str,
             start_to_close_timeout=timedelta(seconds=10),
         )
-        status: AgentExecutionStatus = await workflow.execute_activity(
+        running = workflow.start_activity(
             EXECUTE_GRAPHTON,
             args=[execution, thread_id],
             result_type=AgentExecutionStatus,
@@ -107,6 +108,8 @@ class InvokeAgentExecution:
             # The runner keeps what was done until then and says so; only then it is over.
             cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
         )
+        running.get_loop().set_exception_handler(_ignore_what_a_cancel_overtook)
+        status: AgentExecutionStatus = await running
         if execution.spec.message:
             # The whole execution is the argument: the runner may be a foreign one, whose last update is
             # best effort, and which returns failures.
@@ -199,6 +202,12 @@ def _retries(execution: AgentExecution, options: InvokeOptions) -> RetryPolicy:
         maximum_interval=timedelta(seconds=30),
         maximum_attempts=options.max_attempts,
     )
+
+
+def _ignore_what_a_cancel_overtook(loop: Any, context: dict[str, Any]) -> None:
+    """A failure that comes together with the cancel is asked for by nobody: the cancel counts."""
+    if not isinstance(context.get("exception"), ActivityError):
+        loop.default_exception_handler(context)
 
 
 def _is_paused(error: BaseException) -> bool:
