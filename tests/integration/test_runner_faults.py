@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -11,9 +12,13 @@ from pathlib import Path
 
 import pytest
 from integration.fakes.runner_stack import Stack, stack
+from structlog.testing import capture_logs
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.workflowservice.v1 import PauseActivityRequest, UnpauseActivityRequest
 
 from agent_runner.adapters.workflows.temporal import StarterSettings
 from agent_runner.domain.attempts import AttemptLimits
+from agent_runner.ports.workflows import EXECUTE_GRAPHTON
 from agent_runner.runner.worker import WorkerSettings
 from agent_runner.v1.execution_service_pb2 import WatchExecutionResponse
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
@@ -163,6 +168,28 @@ async def test_an_end_stored_while_temporal_was_away_is_found(world: Stack) -> N
     await no_workflow_left(world, created)
     assert (await world.get(created)).status == status
     await world.handle(created).result()
+
+
+async def test_an_attempt_temporal_takes_away_says_so_in_one_line(
+    world: Stack, caplog: pytest.LogCaptureFixture
+) -> None:
+    await world.run_worker()
+    created = await world.create(await world.agent(TALK))
+    await world.seen(created, "word word")
+    execution = WorkflowExecution(workflow_id=world.handle(created).id)
+    chosen = {"namespace": world.client.namespace, "execution": execution, "type": EXECUTE_GRAPHTON}
+    with capture_logs() as said:
+        await world.client.workflow_service.pause_activity(PauseActivityRequest(**chosen))
+        async with asyncio.timeout(20):
+            while not any(line["log_level"] == "warning" for line in said):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+    await world.client.workflow_service.unpause_activity(UnpauseActivityRequest(**chosen))
+
+    status = (await world.ended(created)).status
+
+    assert status.phase == EXECUTION_COMPLETED, status.error
+    assert [line["event"] for line in said if line["log_level"] == "warning"] == ["execution taken away"]
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 async def test_a_cancel_is_stored_when_the_worker_is_gone(world: Stack) -> None:

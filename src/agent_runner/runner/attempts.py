@@ -23,7 +23,7 @@ from agent_runner.errors import (
 )
 from agent_runner.ports.agents import DrainedError, Turn
 from agent_runner.ports.status_sinks import AttemptOf, Grant, StatusSink
-from agent_runner.runner.failures import as_failure, drained, final, short
+from agent_runner.runner.failures import as_failure, drained, final, short, taken_away
 from agent_runner.runner.patience import patiently
 from agent_runner.runner.payloads import EXECUTION_CANCELLED, EXECUTION_FAILED, EXECUTION_PAUSED
 from agent_runner.runner.results import summary
@@ -99,6 +99,10 @@ class Attempt:
             details = activity.cancellation_details()
             if details is not None and details.worker_shutdown:
                 raise drained("The worker was stopped") from None
+            if details is not None and not details.cancel_requested:
+                # Its heartbeats came too late, or somebody has paused or reset it in Temporal itself.
+                log.warning("execution taken away", execution_id=self._execution_id)
+                raise taken_away() from None
             raise
 
     async def _take_and_run(self) -> AgentExecutionStatus:

@@ -66,6 +66,15 @@ def drained(reason: str) -> ApplicationError:
     )
 
 
+def taken_away() -> ApplicationError:
+    """Temporal has ended the attempt without being asked to cancel; whoever goes on, it is not this one."""
+    return ApplicationError(
+        "Temporal has taken the execution away from the worker.",
+        type="TakenAway",
+        category=ApplicationErrorCategory.BENIGN,
+    )
+
+
 @contextmanager
 def retry_contract() -> Iterator[None]:
     """Our errors leave the block as ApplicationError: tried again if and only if they are `retryable`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
@@ -22,6 +23,9 @@ from agent_runner.runner.attempts import Parts
 from agent_runner.runner.workflows import CleanUpSession, InvokeAgentExecution, ServeFiles
 
 log = structlog.get_logger(__name__)
+
+# A cancel that comes when the attempt has just ended; nobody can do anything about it.
+warnings.filterwarnings("ignore", "Cannot find activity to cancel", UserWarning)
 
 # Below what `heartbeats` does, which decides how often; the default would hold them back.
 _HEARTBEAT_THROTTLE = timedelta(milliseconds=200)
