@@ -55,7 +55,8 @@ async def plan(
         FailedPreconditionError: a variable the agent asks for has no value.
     """
     (session, instance, agent), resolved = await asyncio.gather(
-        _agent_of(reader, spec), _resolved(resolver, execution_id, attempt, token)
+        _agent_of(reader, spec, ours=bool(token) and resolver is not None),
+        _resolved(resolver, execution_id, attempt, token),
     )
     environment = resolved or await _merged(reader, spec, instance, agent)
     if environment.missing:
@@ -67,9 +68,19 @@ async def plan(
     return Plan(session, agent, environment)
 
 
-async def _agent_of(reader: ResourceReader, spec: AgentExecutionSpec) -> tuple[Session, AgentInstance, Agent]:
+async def _agent_of(
+    reader: ResourceReader, spec: AgentExecutionSpec, *, ours: bool
+) -> tuple[Session, AgentInstance, Agent]:
+    """Where the execution runs; without the instance where its environments are merged for us.
+
+    Our own control plane does that, and has put the agent into the execution, which saves asking for one
+    after the other.
+    """
     if not spec.session_id:
         return Session(), AgentInstance(), await reader.agent(spec.agent_id)
+    if ours and spec.agent_id:
+        found = await asyncio.gather(reader.session(spec.session_id), reader.agent(spec.agent_id))
+        return found[0], AgentInstance(), found[1]
     session = await reader.session(spec.session_id)
     instance = await reader.instance(session.spec.agent_instance_id)
     return session, instance, await reader.agent(instance.spec.agent_id)
