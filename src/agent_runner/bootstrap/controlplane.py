@@ -20,6 +20,7 @@ from agent_runner.adapters.workflows.temporal import StarterSettings, TemporalWo
 from agent_runner.bootstrap.artifacts import artifact_store
 from agent_runner.bootstrap.data import DataDirectory, held
 from agent_runner.bootstrap.keys import encryption_keys
+from agent_runner.bootstrap.process import settle
 from agent_runner.bootstrap.skills import skill_limits
 from agent_runner.bootstrap.web import web_port
 from agent_runner.bootstrap.workers import once_connected
@@ -60,6 +61,7 @@ async def serve_control_plane(settings: Settings, stop: asyncio.Event) -> None:
             control_plane(settings, data, connection) as serving,
             web_port(settings, serving.address) as web,
         ):
+            settle()
             log.info("control plane is ready", address=serving.address, web=web)
             await stop.wait()
 
