@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from math import inf
 from typing import NoReturn
 
 import structlog
@@ -119,6 +120,10 @@ class NativeSink:
         self._unsent: Sequence[ExecutionEvent] = ()
         """Left the outbox, are neither stored nor on disk; the newest `len` of `_taken`."""
         self._taken = 0
+        self._keeping: asyncio.Task[None] | None = None
+        """Puts what comes on the disk, during an outage."""
+        self._watch: asyncio.TimerHandle | None = None
+        self._answer_due = inf
         self._told = False
         """Whether people were told that nobody answers."""
         self._boundary = False
@@ -183,6 +188,8 @@ class NativeSink:
 
     async def aclose(self) -> None:
         self._batches.close()
+        if self._watch is not None:
+            self._watch.cancel()
         self._sender.cancel()
         await asyncio.wait({self._sender})
         for _, waiter in self._waiters:
@@ -217,14 +224,16 @@ class NativeSink:
             while True:
                 await self._batches.due()
                 self._take()
-                while self._unsent:
-                    await self._send_unsent()
+                while batch := await self._next():
+                    await self._send(batch)
         except AgentRunnerError as error:
             self._fail(error)
         except Exception as error:
             # Whoever waits must learn of it, or would wait for ever.
             log.exception("reporting failed", execution_id=self._execution_id)
             self._fail(AgentRunnerError(f"Reporting failed: {error!r}"))
+        finally:
+            await self._stop_keeping()
 
     def _take(self) -> None:
         """Take the next batch from those that wait."""
@@ -234,30 +243,42 @@ class NativeSink:
         self._unsent = [*self._unsent, *batch] if self._unsent else batch
         self._taken += len(batch)
 
-    async def _send_unsent(self) -> None:
-        if self._backlog is None:
-            await self._send(self._unsent)
-            return
-        try:
-            async with asyncio.timeout(_SILENCE) as patience:
-                await self._send(self._unsent, patience)
-        except TimeoutError:
-            await self._through_outage(self._backlog)
-
-    async def _through_outage(self, backlog: Backlog) -> None:
-        """Keep what comes on disk, and send from there, in order, until nothing waits there."""
-        keeping = asyncio.create_task(self._keep_all(backlog), name=f"keep {self._execution_id}")
-        try:
-            while batch := await self._next_of(backlog):
-                await self._send(batch)
-        finally:
-            keeping.cancel()
-            await asyncio.wait({keeping})
-        await backlog.remove()
-
-    async def _next_of(self, backlog: Backlog) -> Sequence[ExecutionEvent]:
+    async def _next(self) -> Sequence[ExecutionEvent]:
+        """What is to be sent next, from the disk while something is there; an outage ends when nothing is."""
+        if self._keeping is None or self._backlog is None:
+            return self._unsent
         async with self._writing:
-            return await backlog.read(self._stored) or self._unsent
+            if batch := await self._backlog.read(self._stored) or self._unsent:
+                return batch
+        await self._stop_keeping()
+        await self._backlog.remove()
+        return self._unsent
+
+    def _wait_for_answer(self, patience: float) -> None:
+        """Begin to keep on disk what comes unless an answer does within so many seconds."""
+        self._answer_due = self._loop.time() + patience
+        if self._watch is None or self._watch.when() > self._answer_due:
+            if self._watch is not None:
+                self._watch.cancel()
+            self._watch = self._loop.call_at(self._answer_due, self._look_for_answer)
+
+    def _look_for_answer(self) -> None:
+        self._watch = None
+        if self._backlog is None or self._keeping is not None or self._answer_due == inf:
+            return
+        if self._answer_due > self._loop.time():
+            # One timer serves all batches of its time, rather than each batch setting one.
+            self._watch = self._loop.call_at(self._answer_due, self._look_for_answer)
+        else:
+            self._keeping = asyncio.create_task(
+                self._keep_all(self._backlog), name=f"keep {self._execution_id}"
+            )
+
+    async def _stop_keeping(self) -> None:
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.wait({self._keeping})
+            self._keeping = None
 
     async def _keep_all(self, backlog: Backlog) -> None:
         while True:
@@ -281,21 +302,23 @@ class NativeSink:
     async def _leave_to(self, backlog: Backlog) -> None:
         """Leave what could not be sent on disk, for the next attempt here, or whoever is next, to deliver."""
         if isinstance(self._failure, NOT_WANTED):
-            if backlog.end:
+            if backlog.used:
                 log.info("events kept on disk dropped", execution_id=self._execution_id)
             await backlog.remove()
             return
-        if not self._unsent and not backlog.end and is_terminal(self._fold.status.phase):
-            return  # what came after the end is nothing anybody asks for
-        while self._batches:
+        # What comes after the end is nothing anybody asks for.
+        while self._batches and not (self._stored == self._taken and is_terminal(self._fold.status.phase)):
             self._take()
-        if self._unsent or backlog.end:
+        if self._stored < self._taken:
             first = self._taken - len(self._unsent)
             await backlog.leave(first, self._unsent, not_begun=self._not_begun)
+        else:
+            await backlog.remove()
 
-    async def _send(self, batch: Sequence[ExecutionEvent], patience: asyncio.Timeout | None = None) -> None:
-        """Send until all of it is stored, or the patience is over, which the first failure shortens."""
+    async def _send(self, batch: Sequence[ExecutionEvent]) -> None:
+        """Send until all of it is stored."""
         pause, fault_since = _FIRST_PAUSE, None
+        self._wait_for_answer(_SILENCE)
         while batch:
             try:
                 # Again means as soon as somebody answers: a server back for a moment is not missed.
@@ -313,8 +336,8 @@ class NativeSink:
             tell = log.debug if self._told else log.warning
             tell("report not taken, trying again", execution_id=self._execution_id, reason=reason)
             self._told = True
-            if patience is not None and pause == _FIRST_PAUSE:
-                patience.reschedule(self._loop.time() + _PATIENCE)
+            if pause == _FIRST_PAUSE:
+                self._wait_for_answer(_PATIENCE)
             await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 (spreads retries, no secret)
             pause = min(pause * 2, _LONGEST_PAUSE)
 
@@ -336,7 +359,7 @@ class NativeSink:
         stored = answer.next_position - self._stored
         if not 0 < stored <= len(batch):
             raise PositionError(self._execution_id, self._stored, answer.next_position)
-        self._stored, self._told = answer.next_position, False
+        self._stored, self._told, self._answer_due = answer.next_position, False, inf
         waiting = self._taken - self._stored
         if waiting < len(self._unsent):
             self._unsent = self._unsent[len(self._unsent) - waiting :]

@@ -116,11 +116,13 @@ class Backlog:
 
     Attributes:
         end: the position after the last event on disk; 0 while there is none.
+        used: whether anything may be on disk, what is being written included.
     """
 
     def __init__(self, spool: Spool, name: SpoolName) -> None:
         self._spool = spool
         self._name = name
+        self.used = False
         self._file: SpoolFile | None = None
         self._told = False
 
@@ -138,6 +140,7 @@ class Backlog:
             not_begun: positions of tool calls that do not run before they are stored.
             sync: return when they would survive a power cut, not the death of the process alone.
         """
+        self.used = True
         return await self._spool.run(partial(self._keep, position, events, not_begun, sync))
 
     async def read(self, position: int) -> Sequence[ExecutionEvent]:
@@ -148,7 +151,9 @@ class Backlog:
 
     async def remove(self) -> None:
         """Remove what is on disk, if anything is."""
-        await self._spool.run(self._remove)
+        if self.used:
+            await self._spool.run(self._remove)
+            self.used = False
 
     async def leave(
         self, position: int, events: Sequence[ExecutionEvent], *, not_begun: Collection[int]
