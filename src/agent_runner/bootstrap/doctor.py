@@ -79,12 +79,11 @@ async def _checked(provider: SandboxProvider) -> str:
 
 def _model(settings: Settings) -> Row:
     from agent_runner.adapters.models.resolver import DefaultModelResolver
-    from agent_runner.v1.options_pb2 import ModelOptions
 
     models = DataDirectory(settings.data_dir).models
     resolver = DefaultModelResolver(dict(os.environ), settings.model, local_folder=models)
     try:
-        resolver.resolve(ModelOptions())
+        resolver.check_default()
     except AgentRunnerError as error:
         return "model", False, str(error)
     finally:

@@ -68,11 +68,19 @@ class LocalServer:
                 self._child.stdout.close()
             self._child = None
 
-    def _start(self) -> None:
+    def check(self) -> None:
+        """Look whether it could be started, which takes no time and no memory.
+
+        Raises:
+            ModelError: its runtime is not installed.
+        """
         if find_spec("xllamacpp") is None:
             raise ModelError(
                 "The model that runs here needs its runtime: pip install 'agent-runner-platform[local-model]'"
             )
+
+    def _start(self) -> None:
+        self.check()
         environment = {
             name: os.environ[name] for name in ("PATH", "HOME", "LANG", "PYTHONPATH") if name in os.environ
         }

@@ -99,6 +99,18 @@ class DefaultModelResolver:
             return str(error)
         return f"{choice.name}" + (f" ({choice.reason})" if choice.reason else "")
 
+    def check_default(self) -> None:
+        """Raise what `resolve` would without a wish; a model that runs here is looked for, and not loaded.
+
+        Raises:
+            ModelError: as `resolve`.
+        """
+        choice = self._choose("")
+        if choice.name.provider == LOCAL:
+            self._local_parts(choice)[1].check()
+        else:
+            self.resolve()
+
     def _choose(self, wish: str) -> _Choice:
         if wish:
             return _Choice(self._parsed(wish), "")
@@ -220,7 +232,7 @@ class DefaultModelResolver:
             model=name.model, base_url=self._ollama_address(), num_ctx=OLLAMA_CONTEXT_TOKENS, **wanted
         )
 
-    def _local(self, choice: _Choice, options: ModelOptions) -> Model:
+    def _local_parts(self, choice: _Choice) -> tuple[WeightsStore, LocalServer]:
         if choice.name.model != LOCAL_MODEL:
             raise ModelError(
                 f"Model {choice.name} is not known: the one that runs here is local:{LOCAL_MODEL}."
@@ -229,6 +241,10 @@ class DefaultModelResolver:
             raise ModelError(
                 f"Model {choice.name} is not here yet: agent-runner model pull fetches its 1.1 GB."
             )
+        return self._weights, self._server
+
+    def _local(self, choice: _Choice, options: ModelOptions) -> Model:
+        weights, server = self._local_parts(choice)
         from agent_runner.adapters.models.local import NOTICE, LocalChat
 
         wanted: dict[str, Any] = {}
@@ -236,8 +252,8 @@ class DefaultModelResolver:
             wanted["temperature"] = options.temperature
         if options.max_output_tokens:
             wanted["max_tokens"] = options.max_output_tokens
-        chat = LocalChat.at(self._server, choice.name.model, wanted, REQUEST_TIMEOUT_SECONDS)
-        return Model(str(choice.name), chat, NOTICE.format(title=self._weights.weights.title))
+        chat = LocalChat.at(server, choice.name.model, wanted, REQUEST_TIMEOUT_SECONDS)
+        return Model(str(choice.name), chat, NOTICE.format(title=weights.weights.title))
 
     def _any_provider(self, name: ModelName, max_tokens: int, wanted: dict[str, Any]) -> Any:
         from langchain.chat_models import init_chat_model

@@ -13,6 +13,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, Too
 from langchain_core.outputs import ChatGenerationChunk
 from langchain_openai import ChatOpenAI
 
+from agent_runner.adapters.models import local_server
 from agent_runner.adapters.models.embedded_facts import WEIGHTS
 from agent_runner.adapters.models.embedded_pull import WeightsStore
 from agent_runner.adapters.models.local import LocalChat
@@ -205,3 +206,25 @@ def test_it_comes_last_and_only_when_it_was_pulled(tmp_path: Path, monkeypatch: 
     assert resolver({}, []).describe_default().startswith(f"local:{WEIGHTS.name} (")
     assert resolver({}, ["qwen3"]).describe_default().startswith("ollama:qwen3")
     assert resolver({"OPENAI_API_KEY": "x" * 20}, []).describe_default().startswith("openai:")
+
+
+@pytest.mark.parametrize("runtime", [True, False])
+def test_the_default_is_checked_without_loading_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: bool
+) -> None:
+    with WeightsStore(tmp_path, WEIGHTS).path.open("wb") as file:
+        file.truncate(WEIGHTS.size)  # hollow: nothing could be loaded from it
+    monkeypatch.setattr(local_server, "find_spec", lambda _name: object() if runtime else None)
+    resolver = DefaultModelResolver({}, ollama_models=lambda _address: [], local_folder=tmp_path)
+
+    if runtime:
+        resolver.check_default()
+    else:
+        with pytest.raises(ModelError, match="needs its runtime"):
+            resolver.check_default()
+    assert not (tmp_path / "server.log").exists()
+
+
+def test_a_default_that_was_not_pulled_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="model pull"):
+        DefaultModelResolver({}, "local", local_folder=tmp_path).check_default()
