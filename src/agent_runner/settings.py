@@ -97,7 +97,7 @@ class Settings:
         description="Kind of sandbox a session gets.",
     )
     sandbox_image: str = setting(
-        default="agent-sandbox-basic:latest",
+        default="docker.io/library/python:3.12-slim",
         aliases=("STIGMER_SANDBOX_IMAGE",),
         description="Container image of the docker kind.",
     )

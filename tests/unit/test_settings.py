@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from agent_runner.adapters.sandbox.docker import DEFAULT_IMAGE
 from agent_runner.errors import SettingsError
 from agent_runner.settings import PREFIX, known_settings, known_variables, load
 
@@ -151,3 +152,7 @@ def test_the_reference_describes_every_setting() -> None:
     for entry in known_settings().values():
         assert entry.description and entry.description in text
     assert PREFIX in text
+
+
+def test_the_image_named_is_the_one_containers_get_without_a_word() -> None:
+    assert load().sandbox_image == DEFAULT_IMAGE

@@ -27,9 +27,6 @@ KINDS = ("local", "unconfined", "docker", "daytona", "auto")
 
 REAP_EVERY = timedelta(minutes=1)
 
-_NAME_OF_OLD = "agent-sandbox-basic:latest"
-"""The image Stigmer's users build themselves; who has not built it gets one that can be fetched."""
-
 
 def sandbox_provider(settings: Settings, data: DataDirectory, kind: str | None = None) -> SandboxProvider:
     """The provider of the settings' kind, or of the one asked for.
@@ -60,7 +57,7 @@ def _bare(kind: str, settings: Settings, data: DataDirectory) -> SandboxProvider
         # Imported here: the other kinds do without it.
         from agent_runner.adapters.sandbox.docker import DockerProvider
 
-        return DockerProvider(image=_image(settings), owner=_installation(data))
+        return DockerProvider(image=settings.sandbox_image, owner=_installation(data))
     if kind == "daytona":
         return _daytona(data)
     if kind == "auto":
@@ -80,15 +77,9 @@ def _auto(settings: Settings, data: DataDirectory) -> SandboxProvider:
     local = _local(settings, data)
     # What goes to the container installs packages above all, and those come over a network.
     isolated = DockerProvider(
-        image=_image(settings), network="bridge", shared=local.directories, owner=_installation(data)
+        image=settings.sandbox_image, network="bridge", shared=local.directories, owner=_installation(data)
     )
     return AutoProvider(local, isolated)
-
-
-def _image(settings: Settings) -> str:
-    from agent_runner.adapters.sandbox.docker import DEFAULT_IMAGE
-
-    return DEFAULT_IMAGE if settings.sandbox_image == _NAME_OF_OLD else settings.sandbox_image
 
 
 def _daytona(data: DataDirectory) -> SandboxProvider:
