@@ -42,7 +42,8 @@ class StarterSettings:
         execution_timeout: the longest one attempt of an execution may take.
         heartbeat_timeout: silence after which an execution is given to another worker.
         full_argument: put the whole execution into the workflow's argument, for foreign runners, which
-            do not load it by id. Its runtime environment is then readable in the workflow's history.
+            do not load it by id. Its message and runtime variables are then readable in the workflow's
+            history; secret ones are masked there, and so unknown to such a runner.
         owner: names the store, among those that share the namespace; without it `unended` finds nothing.
     """
 
