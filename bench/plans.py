@@ -26,8 +26,8 @@ class Plan:
     """
 
     latency_runs: int = 30
-    starts: int = 3
-    pairs: int = 4
+    starts: int = 2
+    pairs: int = 3
     executions: int = 40
     concurrency: int = 20
     token_ms: tuple[float, ...] = (0, 5, 20)
@@ -39,11 +39,11 @@ class Plan:
     crashes: int = 2
     many_tokens: int = 10_000
     commands: int = 30
-    idle_seconds: float = 5.0
-    gap_tokens: int = 600
+    idle_seconds: float = 4.0
+    gap_tokens: int = 400
     gap_pairs: int = 3
     updates: int = 200
-    appends: int = 300
+    appends: int = 200
     watchers: int = 100
     watched: int = 3
 

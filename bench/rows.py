@@ -86,7 +86,7 @@ class Row:
 
     def line(self) -> str:
         """For people."""
-        mark = {True: "holds", False: "MISSED", None: ""}[self.holds]
+        mark = "FAILED" if self.failed else {True: "holds", False: "MISSED", None: ""}[self.holds]
         shown = f"{number(self.value)} {self.unit}"
         parts = [
             f"{self.name:<{_WIDTH}} {shown:>16}  {self.budget or ''!s:<12} {mark:<6}",

@@ -106,6 +106,19 @@ def add_worker(
     )
 
 
+async def worker_ready(processes: Processes, name: str) -> None:
+    """Return when a worker that was just run says that it is ready.
+
+    Raises:
+        SystemExit: it ended, or took too long; with its log.
+    """
+    log, deadline = processes.folder / f"{name}.log", time.monotonic() + _READY_WITHIN
+    while "runner is ready" not in (text := await asyncio.to_thread(log.read_text)):
+        if processes.children[name].poll() is not None or time.monotonic() > deadline:
+            raise SystemExit(text)
+        await asyncio.sleep(0.05)
+
+
 async def serves(runner: AgentRunner) -> None:
     """Return when a first execution has gone through.
 

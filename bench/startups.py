@@ -12,11 +12,10 @@ from agent_runner.adapters.temporal.managed import ManagedTemporal
 from bench.plans import Plan
 from bench.product import Processes
 from bench.rows import Floor, Row, most, row_of
-from bench.stacks import add_worker, control_plane_alone, one_process
+from bench.stacks import add_worker, control_plane_alone, one_process, worker_ready
 
 _SETTLED = 2.0
 """Seconds after its start in which a stack still has things to do."""
-_READY_WITHIN = 60.0
 _LIBRARIES = {
     "server": "import grpc, temporalio.worker, apsw",
     "worker": "import grpc, temporalio.worker, deepagents, langchain.agents",
@@ -62,7 +61,7 @@ async def memory_of_two(folder: Path, plan: Plan) -> list[Row]:
     rows = []
     async with control_plane_alone(folder / "two") as processes:
         add_worker(processes, "worker")
-        await _says(processes.folder / "worker.log", "runner is ready")
+        await worker_ready(processes, "worker")
         await asyncio.sleep(_SETTLED + plan.idle_seconds)
         for name, role, limit in (("server", "control plane", 100), ("worker", "runner", 145)):
             _, libraries = await _import(name)
@@ -76,15 +75,6 @@ async def memory_of_two(folder: Path, plan: Plan) -> list[Row]:
                 )
             )
     return rows
-
-
-async def _says(log: Path, words: str) -> None:
-    """Return when the log has the words."""
-    deadline = time.monotonic() + _READY_WITHIN
-    while words not in (text := await asyncio.to_thread(log.read_text)):
-        if time.monotonic() > deadline:
-            raise SystemExit(text)
-        await asyncio.sleep(0.05)
 
 
 async def _idle(folder: Path, plan: Plan, pid: int | None) -> float:

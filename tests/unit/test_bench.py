@@ -9,8 +9,10 @@ import grpc
 import pytest
 
 from bench.__main__ import exit_code, summary
+from bench.loads import Load, failures_row, run_round
 from bench.measures import MEASURES, Measure, measure
 from bench.plans import QUICK, Plan
+from bench.product import TurnFailedError
 from bench.proxy import counting_proxy
 from bench.rows import Floor, Row, least, most, quantile, row_of
 
@@ -96,3 +98,19 @@ async def test_what_cannot_be_measured_is_a_row_that_fails_the_run(
     assert [row.failed for row in rows] == [True, False]
     assert "no disk" in rows[0].line()
     assert exit_code(rows, check=False) == 1
+
+
+async def test_executions_of_a_load_that_fail_are_counted_and_fail_the_run() -> None:
+    done = iter(range(6))
+
+    async def one() -> tuple[float, float]:
+        if next(done) % 3 == 0:
+            raise TurnFailedError("EXECUTION_FAILED: no such model")
+        return 2.0, 1.0
+
+    half = await run_round(one, 6, at_once=2)
+    assert (half.turns, half.firsts) == ([2.0] * 4, [1.0] * 4)
+    row = failures_row(Load([half], [half]), "here")
+    assert (row.value, row.unit) == (2, "of 6")
+    assert "no such model" in row.line()
+    assert exit_code([row], check=False) == 1
