@@ -24,8 +24,6 @@ from agent_runner.adapters.mcp.transports import Faults
 from agent_runner.ports.mcp import OfferedTool
 
 MOST_TOOLS: Final = 256
-MOST_TEXT: Final = 1 << 20
-"""Characters of one result a model is given; the engine puts long ones into files."""
 _MOST_IMAGE: Final = 5 << 20
 _MOST_SCHEMA: Final = 64 << 10
 _MOST_DESCRIPTION: Final = 8192
@@ -137,7 +135,7 @@ class _Caller:
 
     async def call(self, name: str, arguments: dict[str, Any]) -> types.CallToolResult:
         try:
-            return bounded(await self._answer(name, arguments))
+            return for_model(await self._answer(name, arguments))
         except TimeoutError:
             seconds = self._connection.timeout.total_seconds()
             return _failed(f"The tool was silent for {seconds:g} s and was cancelled.")
@@ -205,22 +203,13 @@ class _Caller:
         return f"MCP server {self._connection.server!r}: {message}" + (f" ({fault})" if fault else "")
 
 
-def bounded(result: types.CallToolResult) -> types.CallToolResult:
-    """The result with no more than models take: long text cut, what they cannot see told in words."""
-    left, content = MOST_TEXT, []
-    for block in result.content:
-        shown = _shown(block)
-        if isinstance(shown, types.TextContent):
-            shown, left = _cut(shown, left)
-        content.append(shown)
+def for_model(result: types.CallToolResult) -> types.CallToolResult:
+    """The result with what models cannot see told in words.
+
+    Text stays whole: messages are bounded, and engines put long results into files.
+    """
+    content = [_shown(block) for block in result.content]
     return result.model_copy(update={"content": content, "structuredContent": None})
-
-
-def _cut(block: types.TextContent, left: int) -> tuple[types.TextContent, int]:
-    if len(block.text) <= left:
-        return block, left - len(block.text)
-    note = f"\n[... {len(block.text) - left} more characters were left out ...]"
-    return types.TextContent(type="text", text=block.text[:left] + note), 0
 
 
 def _shown(block: types.ContentBlock) -> types.ContentBlock:
