@@ -165,7 +165,9 @@ def _plan(arguments: argparse.Namespace) -> Plan:
 def _chosen(names: Sequence[str], *, quick: bool) -> list[Measure]:
     if quick and not names:
         return [replace(found, on=found.on[:1]) for found in MEASURES.values() if found.quick]
-    return [MEASURES[name] for name in names or MEASURES]
+    if not names:
+        return [found for found in MEASURES.values() if not found.by_name_only]
+    return [MEASURES[name] for name in names]
 
 
 def _able(wanted: list[Measure]) -> list[Measure]:

@@ -5,6 +5,7 @@
 takes the commands of the product and does what it does, with what these variables say:
 
 - `BENCH_CHECKPOINTS=off`: agents remember nothing, and the engine makes no checkpoints.
+- `BENCH_PROFILE=FILE`: a first SIGUSR1 begins a profile, a second one writes it.
 - `BENCH_GAPS=FILE`: each scripted model call adds a line to the file, the times between its pieces.
 """
 
@@ -21,6 +22,7 @@ from typing import Any
 from agent_runner.adapters.agents.deepagents import factory
 from agent_runner.bootstrap import runner as bootstrap
 from agent_runner.runner.attempts import Parts
+from bench.profiles import PROFILE, profile_on_signal
 
 CHECKPOINTS, GAPS = "BENCH_CHECKPOINTS", "BENCH_GAPS"
 
@@ -78,6 +80,8 @@ def main() -> None:
             yield alter(found)
 
     bootstrap.parts = parts
+    if path := os.environ.get(PROFILE):
+        profile_on_signal(Path(path))
     from agent_runner.cli import main as command_line
 
     command_line()

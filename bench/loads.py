@@ -16,6 +16,8 @@ from bench.product import Processes, TurnFailedError, client, make_agent, run_tu
 from bench.rows import Budget, Floor, Row, in_ms, least, most, quantile, row_of, spread
 from bench.scripts import usual_turn
 
+Run = Callable[[], Awaitable[tuple[float, float]]]
+"""Runs one execution; gives its seconds, and those until its first event."""
 AT_ONCE = 20
 """What the budgets are for."""
 _RATE = {"one process": 18.0, "two processes": 14.0}
@@ -87,23 +89,23 @@ async def _load(processes: Processes, folder: Path, plan: Plan, delay_ms: float)
     found = Load([], [])
     async with client(processes) as runner:
         agent_id = await make_agent(runner, script)
-        alone = _bare(BareLoop(script))
+        alone = bare_runs(BareLoop(script))
         await alone()
         # As many graphs as run at once are built once, and then kept.
-        await run_round(_ours(runner, agent_id), plan.concurrency, plan.concurrency)
+        await run_round(our_runs(runner, agent_id), plan.concurrency, plan.concurrency)
         for _ in range(plan.rounds):
             cpu = time.process_time()
             bare = await run_round(alone, plan.executions, plan.concurrency)
             bare.cpu = {"bare loop": time.process_time() - cpu}
             found.bare.append(bare)
             before = processes.cpu_by_role()
-            ours = await run_round(_ours(runner, agent_id), plan.executions, plan.concurrency)
+            ours = await run_round(our_runs(runner, agent_id), plan.executions, plan.concurrency)
             ours.cpu = {role: after - before[role] for role, after in processes.cpu_by_role().items()}
             found.ours.append(ours)
     return found
 
 
-def _bare(loop: BareLoop) -> Callable[[], Awaitable[tuple[float, float]]]:
+def bare_runs(loop: BareLoop) -> Run:
     async def one() -> tuple[float, float]:
         turn = await loop.turn()
         return turn.seconds, turn.first_event
@@ -111,7 +113,7 @@ def _bare(loop: BareLoop) -> Callable[[], Awaitable[tuple[float, float]]]:
     return one
 
 
-def _ours(runner: AgentRunner, agent_id: str) -> Callable[[], Awaitable[tuple[float, float]]]:
+def our_runs(runner: AgentRunner, agent_id: str) -> Run:
     async def one() -> tuple[float, float]:
         turn = await run_turn(runner, agent_id)
         return turn.seconds, turn.first_event
@@ -119,7 +121,7 @@ def _ours(runner: AgentRunner, agent_id: str) -> Callable[[], Awaitable[tuple[fl
     return one
 
 
-async def run_round(run: Callable[[], Awaitable[tuple[float, float]]], executions: int, at_once: int) -> Half:
+async def run_round(run: Run, executions: int, at_once: int) -> Half:
     """Run that many, so many at once; one that fails is counted and the others go on."""
     half, gate = Half(executions), asyncio.Semaphore(at_once)
 

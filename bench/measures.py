@@ -34,6 +34,7 @@ class Measure:
         function: `module:name` below `bench`; imported when it is asked for.
         says: for the help.
         quick: whether it is part of a quick look at everything, in the first of its shapes.
+        by_name_only: whether it is left out where nothing is named.
         any_engine: whether it does without deepagents of today, which Graphton's environment lacks.
     """
 
@@ -42,6 +43,7 @@ class Measure:
     on: tuple[On, ...] = (On.NOTHING,)
     quick: bool = False
     any_engine: bool = False
+    by_name_only: bool = False
 
     def load(self) -> Any:
         module, _, name = self.function.partition(":")
@@ -88,6 +90,11 @@ MEASURES: dict[str, Measure] = {
     "sandbox": Measure("sandbox:commands_and_files", "a command and a file in a sandbox"),
     "masking": Measure("masking:masking", "CPU of masking secrets"),
     "skills": Measure("skills:skills", "what ten skills add to a turn", _ONE),
+    "profile": Measure(
+        "profiles:profile",
+        "CPU of a turn by package, beside the bare loop's (only by its name)",
+        by_name_only=True,
+    ),
 }
 
 

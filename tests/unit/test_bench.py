@@ -13,6 +13,7 @@ from bench.loads import Load, failures_row, run_round
 from bench.measures import MEASURES, Measure, measure
 from bench.plans import QUICK, Plan
 from bench.product import TurnFailedError
+from bench.profiles import by_package
 from bench.proxy import counting_proxy
 from bench.rows import Floor, Row, least, most, quantile, row_of
 
@@ -114,3 +115,17 @@ async def test_executions_of_a_load_that_fail_are_counted_and_fail_the_run() -> 
     assert (row.value, row.unit) == (2, "of 6")
     assert "no such model" in row.line()
     assert exit_code([row], check=False) == 1
+
+
+def test_a_profile_gives_the_time_of_built_in_functions_to_who_called_them() -> None:
+    ours = ("/here/src/agent_runner/adapters/status/native.py", 1, "emit")
+    library = ("/env/lib/python3.11/site-packages/langgraph/pregel/main.py", 2, "tick")
+    built_in = ("~", 0, "<built-in method time.sleep>")
+    found = by_package(
+        {
+            ours: (1, 1, 1.0, 4.0, {}),
+            library: (1, 1, 2.0, 5.0, {ours: (1, 1, 2.0, 5.0)}),
+            built_in: (2, 2, 3.5, 3.5, {ours: (1, 1, 3.0, 3.0), library: (1, 1, 0.5, 0.5)}),
+        }
+    )
+    assert found == {"agent_runner.adapters.status": 4.0, "langgraph": 2.5}
