@@ -168,6 +168,13 @@ class Settings:
         aliases=("TEMPORAL_MAX_CONCURRENCY",),
         description="Executions one runner carries at a time.",
     )
+    max_memory_percent: int = setting(
+        default=90,
+        least=1,
+        most=100,
+        description="Percent of the machine's memory, or of the container's, above which a runner takes no "
+        "further execution; 100 never holds any back.",
+    )
     execution_timeout_seconds: int = setting(
         default=86_400,
         least=1,

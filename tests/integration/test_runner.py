@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from integration.fakes.runner_stack import Stack, stack
 from temporalio.client import WorkflowExecutionStatus
 
+from agent_runner.runner.worker import WorkerSettings
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
     EXECUTION_CANCELLED,
     EXECUTION_COMPLETED,
     EXECUTION_FAILED,
+    EXECUTION_IN_PROGRESS,
     MESSAGE_AI,
     MESSAGE_HUMAN,
     TOOL_CALL_COMPLETED,
@@ -151,3 +154,23 @@ async def test_history_stays_small_whatever_the_run_did(world: Stack, rounds: in
     size = sum(event.ByteSize() for event in events)
     print(f"history at {rounds} rounds: {size} bytes in {len(events)} events")
     assert size <= 20 << 10
+
+
+async def test_while_memory_is_short_executions_wait_their_turn(world: Stack) -> None:
+    short = True
+    await world.run_worker(WorkerSettings(short_of_memory=lambda: short))
+    held = await world.create(
+        await world.agent(
+            "turns: [{steps: [{calls: [{name: execute, args: {command: 'echo up; sleep 60'}}]}]}]"
+        )
+    )
+    await world.seen(held, "up\\n")
+    waits = await world.create(await world.agent("turns: [{steps: [Done.]}]"))
+    short = False
+    released = datetime.now(UTC)
+
+    status = (await world.ended(waits)).status
+
+    assert status.phase == EXECUTION_COMPLETED, status.error
+    assert datetime.fromisoformat(status.started_at) > released
+    assert (await world.get(held)).status.phase == EXECUTION_IN_PROGRESS

@@ -15,6 +15,7 @@ from agent_runner.adapters.controlplane.environments import GrpcEnvironmentResol
 from agent_runner.adapters.controlplane.file_tasks import GrpcFileTasks
 from agent_runner.adapters.controlplane.resources import GrpcResourceReader
 from agent_runner.adapters.controlplane.tool_results import GrpcToolResults
+from agent_runner.adapters.machine.memory import used_share
 from agent_runner.adapters.mcp.connector import McpSessions
 from agent_runner.adapters.models.resolver import DefaultModelResolver
 from agent_runner.adapters.skills.cache import SkillCache
@@ -80,13 +81,22 @@ async def runner(
             worker = RunnerWorker(
                 await connection.client(),
                 made,
-                WorkerSettings(task_queue=settings.runner_task_queue, concurrency=settings.concurrency),
+                _worker_settings(settings),
             )
             async with worker:
                 await worker.wait()
 
         async with once_connected(connection, run_agents):
             yield
+
+
+def _worker_settings(settings: Settings) -> WorkerSettings:
+    most = settings.max_memory_percent / 100
+    return WorkerSettings(
+        task_queue=settings.runner_task_queue,
+        concurrency=settings.concurrency,
+        short_of_memory=(lambda: used_share() > most) if most < 1 else None,
+    )
 
 
 @asynccontextmanager

@@ -5,13 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
 
 import structlog
 from temporalio.client import Client
-from temporalio.worker import PollerBehaviorSimpleMaximum, UnsandboxedWorkflowRunner, Worker
+from temporalio.worker import (
+    FixedSizeSlotSupplier,
+    PollerBehaviorSimpleMaximum,
+    UnsandboxedWorkflowRunner,
+    Worker,
+    WorkerTuner,
+)
 
 from agent_runner.ports.workflows import RUNNER_TASK_QUEUE, WORKFLOW_TASK_QUEUE
 from agent_runner.runner.activities.executions import EndingActivities, ExecutionEnds
@@ -20,6 +27,7 @@ from agent_runner.runner.activities.graphton import ExecutionActivities
 from agent_runner.runner.activities.sandboxes import SandboxActivities
 from agent_runner.runner.activities.threads import ThreadActivities, ensure_thread
 from agent_runner.runner.attempts import Parts
+from agent_runner.runner.slots import MemorySlots
 from agent_runner.runner.workflows import CleanUpSession, InvokeAgentExecution, ServeFiles
 
 log = structlog.get_logger(__name__)
@@ -28,6 +36,9 @@ log = structlog.get_logger(__name__)
 warnings.filterwarnings("ignore", "Cannot find activity to cancel", UserWarning)
 
 # Below what `heartbeats` does, which decides how often; the default would hold them back.
+# A control plane that was killed is waited for so long, by the workflows it knew. Later than that another
+# one takes their next step, or the same one when it is busy, which then reads their short history again.
+_STICKY = timedelta(seconds=3)
 _HEARTBEAT_THROTTLE = timedelta(milliseconds=200)
 # With the default of five, workflows under load are closed minutes after their executions have ended,
 # and what is started meanwhile waits behind them.
@@ -42,11 +53,13 @@ class WorkerSettings:
 
     Attributes:
         concurrency: executions at a time.
+        short_of_memory: while it is, no further ones are taken; None never looks.
         grace: how long running turns get to reach their next super-step when the worker stops.
     """
 
     task_queue: str = RUNNER_TASK_QUEUE
     concurrency: int = 50
+    short_of_memory: Callable[[], bool] | None = None
     grace: timedelta = timedelta(seconds=5)
 
 
@@ -105,6 +118,7 @@ class ControlPlaneWorker(_Served):
             # The import contract keeps the workflow pure; the sandbox would cost two thirds on top.
             workflow_runner=UnsandboxedWorkflowRunner(),
             workflow_task_poller_behavior=_WORKFLOW_POLLERS,
+            sticky_queue_schedule_to_start_timeout=_STICKY,
             graceful_shutdown_timeout=timedelta(seconds=5),
         )
         super().__init__(worker, "control plane worker")
@@ -126,9 +140,20 @@ class RunnerWorker(_Served):
                 ThreadActivities(parts.checkpoints).forget,
                 FileActivities(parts.sandboxes, parts.file_tasks).serve,
             ],
-            max_concurrent_activities=chosen.concurrency,
+            tuner=_tuner(chosen),
             max_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,
             default_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,
             graceful_shutdown_timeout=chosen.grace,
         )
         super().__init__(worker, "runner worker")
+
+
+def _tuner(settings: WorkerSettings) -> WorkerTuner:
+    fixed = FixedSizeSlotSupplier(settings.concurrency)
+    short = settings.short_of_memory
+    return WorkerTuner.create_composite(
+        workflow_supplier=fixed,
+        activity_supplier=fixed if short is None else MemorySlots(settings.concurrency, short),
+        local_activity_supplier=fixed,
+        nexus_supplier=fixed,
+    )

@@ -1,0 +1,1 @@
+"""The machine, or the container, this process runs on."""
