@@ -19,7 +19,9 @@ from agent_runner.ports.agents import (
     AgentFactory,
     AgentSpecification,
     Checkpoints,
+    NoResultsKept,
     RecordedCall,
+    ResultKeeper,
     SubAgentSpecification,
     Turn,
     unmasked,
@@ -131,6 +133,7 @@ class Bench:
     used: Usage = field(default_factory=Usage)
     used_tool_calls: int = 0
     mask: Callable[[Any], Any] = unmasked
+    results: ResultKeeper = field(default_factory=NoResultsKept)
     script_text: str = ""
 
     def turn(self, message: str = "go", thread: str = "thread-1") -> Turn:
@@ -155,6 +158,7 @@ class Bench:
             used=self.used,
             used_tool_calls=self.used_tool_calls,
             mask=self.mask,
+            results=self.results,
         )
         async with self.factory.open(specification, journal) as session:
             yield session

@@ -17,7 +17,7 @@ from agent_runner.adapters.models.script import ScriptLibrary
 from agent_runner.adapters.sandbox.local import LocalProvider
 from agent_runner.domain.masking import Masker
 from agent_runner.errors import FencedError, LimitReachedError, ModelError, ModelUnavailableError
-from agent_runner.ports.agents import DrainedError, RecordedCall, SubAgentSpecification, Turn
+from agent_runner.ports.agents import DrainedError, RecordedCall, ShownResult, SubAgentSpecification, Turn
 from agent_runner.ports.sandboxes import SandboxSpec
 from agent_runner.v1.events_pb2 import ExecutionEvent
 from agent_runner.v1.options_pb2 import Limits
@@ -514,6 +514,55 @@ async def test_a_finished_call_whose_step_was_not_saved_gives_its_recorded_resul
     await resumed(bench, WORK.replace("second\n", '"second {{last_tool_result}}"\n'), turn, journal)
     assert await content(bench, "/workspace/log") == "a\nb\n"
     assert [m.content for m in journal.status.messages][1] == "second from the journal"
+
+
+class KeepsAll:
+    """A `ResultKeeper` that shows nothing of what it keeps."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, str] = {}
+
+    async def shown(self, tool_call_id: str, text: str) -> ShownResult:
+        self.kept[tool_call_id] = text
+        return ShownResult("the ends", "the key")
+
+    async def whole(self, tool_call_id: str, shown: str) -> str:
+        return self.kept.get(tool_call_id, shown)
+
+
+async def test_after_a_crash_the_model_gets_a_kept_result_as_it_would_have(bench: Bench) -> None:
+    script = """
+turns:
+  - steps:
+      - calls:
+          - {name: execute, args: {command: "echo a >> log; seq 100000"}}
+          - {name: execute, args: {command: "seq 100000; exit 3"}}
+      - "{{last_tool_result}}"
+      - calls: [{name: execute, args: {command: "find /tmp -size +99k | sort | xargs -r cat | sha1sum"}}]
+      - "{{last_tool_result}}"
+"""
+    bench.results = keeper = KeepsAll()
+    undisturbed = await bench.run(script, bench.turn(thread="thread-0"))
+    await bench.sandbox.exec("rm -rf /tmp/* log")
+    keeper.kept.clear()
+    turn, journal = bench.turn(), Journal()
+    finished: list[ExecutionEvent] = []
+
+    def die(event: ExecutionEvent) -> None:
+        finished.append(event)
+        journal.take(event)
+        if len(finished) == 2:
+            raise RuntimeError("the worker died")
+
+    journal.on_finish = die
+    with pytest.raises(RuntimeError, match="died"):
+        await bench.run(script, turn, journal)
+    await resumed(bench, script, turn, journal)
+
+    assert await content(bench, "/workspace/log") == "a\n"
+    assert [m.content for m in journal.status.messages] == [m.content for m in undisturbed.status.messages]
+    assert {(c.result, c.artifact_key) for c in journal.status.tool_calls} == {("the ends", "the key")}
+    assert all(len(text) > 10_000 for text in list(keeper.kept.values())[:2])
 
 
 async def test_a_call_cut_off_is_told_to_the_model_and_not_repeated(bench: Bench) -> None:
