@@ -13,9 +13,12 @@ from contract.status_bench import attempt, begun, call, delta, done, native_back
 from structlog.testing import capture_logs
 
 from agent_runner.adapters.status.native import NativeSinks
+from agent_runner.adapters.status.spool_files import SpoolFile
+from agent_runner.adapters.status.spools import SpoolName
 from agent_runner.domain.status import fold
 from agent_runner.errors import FencedError, UnavailableError
 from agent_runner.v1.events_pb2 import ExecutionEvent, ToolCallOutput
+from agent_runner.v1.runner_service_pb2 import AppendEventsRequest
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecutionStatus
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
     EXECUTION_CANCELLED,
@@ -94,6 +97,22 @@ async def test_the_next_attempt_begins_after_what_the_last_one_left(world: World
     assert (1, "message_completed") in kinds[:-2]
 
 
+async def test_a_control_plane_whose_database_is_away_is_an_outage_too(world: World) -> None:
+    sink, _ = await world.sinks().open(attempt(world.backend))
+
+    async def broken(method: str) -> None:
+        raise RuntimeError("the database is away")
+
+    world.backend.server.before = broken
+    say(sink, "kept")
+    await world.kept()
+    world.backend.server.before = None
+    await sink.flush()
+    await world.gone()
+    assert [m.content for m in (await world.backend.status()).messages] == ["kept"]
+    await sink.aclose()
+
+
 async def test_an_attempt_does_not_begin_while_what_was_left_cannot_be_delivered(world: World) -> None:
     sink, _ = await world.sinks().open(attempt(world.backend))
     async with outage(world):
@@ -169,6 +188,31 @@ async def test_a_broken_file_is_set_aside_and_named(world: World) -> None:
     assert [path.name for path in world.files("broken")] == [file.with_suffix(".broken").name]
     assert not world.files()
     assert str(world.files("broken")[0]) in str(logs)
+    await sink.aclose()
+
+
+async def test_a_file_with_a_torn_end_is_delivered_up_to_there(world: World) -> None:
+    file = await left(world, "whole", end=False)
+    with file.open("ab") as torn:
+        torn.write(b"half a rec")
+    with capture_logs() as logs:
+        async with delivering(world.sinks()):
+            await world.gone()
+    assert [m.content for m in (await world.backend.status()).messages] == ["whole"]
+    assert [entry["bytes"] for entry in logs if "torn" in entry["event"]] == [10]
+
+
+async def test_a_file_that_has_no_place_in_the_log_is_set_aside(world: World) -> None:
+    sink, _ = await world.sinks().open(attempt(world.backend))
+    world.directory.mkdir()
+    name = SpoolName(world.backend.execution_id, 1)
+    file = SpoolFile.create(world.spools[0].path(name))
+    request = AppendEventsRequest(execution_id=name.execution_id, attempt=1, position=5, events=[begun()])
+    file.append(request)
+    file.close()
+    async with delivering(world.sinks()):
+        await world.gone()
+    assert [path.name for path in world.files("broken")] == [file.aside.name]
     await sink.aclose()
 
 

@@ -38,6 +38,16 @@ turns:
         delay_ms: 10
         chunk_tokens: 1
 """
+READS_ON = f"""
+turns:
+  - steps:
+      - text: "{STORY}"
+        delay_ms: 5
+        chunk_tokens: 1
+        calls: [{{name: write_todos, args: {{todos: [{{content: look, status: completed}}]}}}}]
+      - calls: [{{name: ls, args: {{path: "/workspace"}}}}]
+      - text: Read.
+"""
 
 
 @pytest.fixture
@@ -196,3 +206,26 @@ async def test_a_runner_that_lives_on_delivers_all_of_an_outage_as_one_attempt(w
     await world.server.start()
 
     await delivered(world, execution, attempts=1)
+
+
+async def test_calls_without_effects_run_on_in_an_outage_and_are_told_later(world: Stack) -> None:
+    worker = await world.spawn_worker()
+    execution = await world.create(await world.agent(READS_ON))
+    await world.seen(execution, "word3 ")
+    await world.server.stop()
+    await written(outbox(world), completed)
+    worker.kill()
+    await worker.wait()
+    await world.server.start()
+    await world.spawn_worker()
+
+    status = (await world.ended(execution)).status
+
+    assert status.phase == EXECUTION_COMPLETED, status.error
+    assert [(c.name, c.status) for c in status.tool_calls] == [
+        ("write_todos", TOOL_CALL_COMPLETED),
+        ("ls", TOOL_CALL_COMPLETED),
+    ]
+    assert status.messages[-1].content == "Read."
+    assert {event.attempt for event in await log_of(world, execution)} == {0, 1}
+    await emptied(outbox(world))
