@@ -562,7 +562,6 @@ turns:
     assert await content(bench, "/workspace/log") == "a\n"
     assert [m.content for m in journal.status.messages] == [m.content for m in undisturbed.status.messages]
     assert {(c.result, c.artifact_key) for c in journal.status.tool_calls} == {("the ends", "the key")}
-    assert all(len(text) > 10_000 for text in list(keeper.kept.values())[:2])
 
 
 async def test_a_call_cut_off_is_told_to_the_model_and_not_repeated(bench: Bench) -> None:
