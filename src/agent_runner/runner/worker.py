@@ -36,9 +36,6 @@ log = structlog.get_logger(__name__)
 warnings.filterwarnings("ignore", "Cannot find activity to cancel", UserWarning)
 
 # Below what `heartbeats` does, which decides how often; the default would hold them back.
-# A control plane that was killed is waited for so long, by the workflows it knew. Later than that another
-# one takes their next step, or the same one when it is busy, which then reads their short history again.
-_STICKY = timedelta(seconds=3)
 _HEARTBEAT_THROTTLE = timedelta(milliseconds=200)
 # With the default of five, workflows under load are closed minutes after their executions have ended,
 # and what is started meanwhile waits behind them.
@@ -118,7 +115,6 @@ class ControlPlaneWorker(_Served):
             # The import contract keeps the workflow pure; the sandbox would cost two thirds on top.
             workflow_runner=UnsandboxedWorkflowRunner(),
             workflow_task_poller_behavior=_WORKFLOW_POLLERS,
-            sticky_queue_schedule_to_start_timeout=_STICKY,
             graceful_shutdown_timeout=timedelta(seconds=5),
         )
         super().__init__(worker, "control plane worker")
