@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import socket
 from collections.abc import AsyncIterator
@@ -13,7 +14,16 @@ from typing import Any
 import httpx
 import pytest
 from unit.services.conftest import World
-from unit.services.fakes.resources import COMPLETED, IN_PROGRESS, agent, execution, goes_on, says
+from unit.services.fakes.resources import (
+    COMPLETED,
+    IN_PROGRESS,
+    agent,
+    called,
+    calls,
+    execution,
+    goes_on,
+    says,
+)
 from unit.services.fakes.runners import Runner
 
 from agent_runner.console.events import EventStream
@@ -22,6 +32,7 @@ from agent_runner.controlplane.server import ControlPlane
 from agent_runner.errors import SettingsError, UnavailableError
 from agent_runner.services.container import Services
 from agent_runner.v1.events_pb2 import ExecutionEvent
+from agent_runner.v1.runner_service_pb2 import UploadToolResultHeader
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
 
 KEY = "a key nobody guesses"
@@ -253,3 +264,39 @@ async def test_a_port_that_is_taken_is_told_or_gone_around() -> None:
         other = Console(listen, "127.0.0.1:1", None, elsewhere=True)
         assert await other.start() != f"http://{listen}"
         await other.stop()
+
+
+async def test_what_a_tool_gave_is_text_for_nobody_to_run(
+    services: Services, running: AgentExecution
+) -> None:
+    runner = Runner(services, running.metadata.id)
+    grant = await runner.start()
+    text = "<script>alert('ü')</script>\n".encode() * 30_000
+    header = UploadToolResultHeader(
+        execution_id=running.metadata.id,
+        attempt=grant.attempt,
+        token=grant.token,
+        tool_call_id="a/b c",
+        size_bytes=len(text),
+        sha256=hashlib.sha256(text).digest(),
+    )
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield text
+
+    ended = called("a/b c", "its ends")
+    ended.tool_call_completed.artifact_key = await services.results.keep(header, chunks())
+    await runner.send(calls("a/b c"), ended, calls("open"))
+    base = f"/v1/executions/{running.metadata.id}/tool-results"
+
+    async with web(services, KEY) as url, httpx.AsyncClient(base_url=url) as client:
+        assert (await client.get(f"{base}/a%2Fb%20c")).status_code == 401
+        client.headers["Authorization"] = f"Bearer {KEY}"
+        answer = await client.get(f"{base}/a%2Fb%20c")
+        others = [await client.get(f"{base}/{call}") for call in ("open", "none", "..%2F..%2Fevents")]
+
+    assert answer.status_code == 200 and answer.content == text
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["content-security-policy"].startswith("sandbox")
+    assert [other.status_code for other in others] == [409, 404, 404]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -164,7 +164,7 @@ class Executions:
         answer = await self._channel.unary(f"{_OURS}/ResumeExecution", request, ResumeExecutionResponse)
         return answer.execution
 
-    async def tool_result(self, execution_id: str, tool_call_id: str) -> AsyncIterator[bytes]:
+    async def tool_result(self, execution_id: str, tool_call_id: str) -> AsyncGenerator[bytes, None]:
         """Stream what a tool gave, as UTF-8; it is whole when the iterator ends without an error.
 
         Raises:

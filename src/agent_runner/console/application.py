@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from datetime import timedelta
 from typing import Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -20,14 +21,28 @@ from agent_runner.client.errors import code_of
 from agent_runner.console.events import EventStream
 from agent_runner.console.limits import HEARTBEAT, SLOW
 from agent_runner.domain.phases import is_terminal
-from agent_runner.errors import AgentRunnerError, InvalidRequestError, NotFoundError, UnavailableError
+from agent_runner.errors import (
+    AgentRunnerError,
+    FailedPreconditionError,
+    InvalidRequestError,
+    NotFoundError,
+    UnavailableError,
+)
 from agent_runner.v1.server_service_pb2 import GetMetricsResponse
 
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _STATUS: Final[Mapping[type[AgentRunnerError], int]] = {
     InvalidRequestError: 400,
     NotFoundError: 404,
+    FailedPreconditionError: 409,
     UnavailableError: 503,
+}
+_TEXT: Final = {
+    "Content-Type": "text/plain; charset=utf-8",
+    "Cache-Control": "no-store",
+    # It is whatever a tool found: no browser may take it for a page of ours.
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "sandbox; default-src 'none'",
 }
 _MOST_SEQ: Final = (1 << 63) - 1
 
@@ -63,6 +78,9 @@ class WebPort:
                 Route("/readyz", self._ready),
                 Route("/metrics", self._open_to_callers(self._metrics)),
                 Route("/v1/executions/{id}/events", self._open_to_callers(self._events)),
+                Route(
+                    "/v1/executions/{id}/tool-results/{call:path}", self._open_to_callers(self._tool_result)
+                ),
             ],
             exception_handlers={AgentRunnerError: _told, HTTPException: _told_of_http},
         )
@@ -118,6 +136,20 @@ class WebPort:
             heartbeat=self._heartbeat,
             slow_after=self._slow_after,
         )
+
+    async def _tool_result(self, request: Request) -> Response:
+        """What a tool gave. An answer that breaks off ends without its last chunk."""
+        chunks = self._client.executions.tool_result(request.path_params["id"], request.path_params["call"])
+        # What cannot be had is known before the first piece, and told by a status.
+        first = await anext(chunks, b"")
+        return StreamingResponse(_after(first, chunks), headers=_TEXT)
+
+
+async def _after(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+    async with aclosing(rest):
+        yield first
+        async for chunk in rest:
+            yield chunk
 
 
 def _exposed(metrics: GetMetricsResponse) -> tuple[bytes, str]:
