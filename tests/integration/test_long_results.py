@@ -11,7 +11,7 @@ from integration.fakes.homes import Home, home_with_stack
 
 from agent_runner.client import AgentRunner
 from agent_runner.domain.masking import MASK
-from agent_runner.domain.tool_results import SHOWN_OF_KEPT
+from agent_runner.domain.tool_results import LONGEST, SHOWN_OF_KEPT
 from agent_runner.errors import NotFoundError
 from ai.stigmer.agentic.agent.v1.api_pb2 import Agent
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import EXECUTION_COMPLETED
@@ -108,3 +108,25 @@ async def test_long_results_are_read_back_whole_and_masked_and_go_with_their_ses
             await anext(client.executions.tool_result(done.metadata.id, talk.id))
     assert kept(home) == []
     assert not (home.data / "artifacts" / "executions").exists()
+
+
+async def test_without_an_artifact_store_the_turn_goes_on_and_says_what_is_missing(home: Home) -> None:
+    blocked = home.data / "artifacts" / "executions"
+    blocked.parent.mkdir(exist_ok=True)
+    blocked.write_text("in the way")
+    steps = [{"calls": [{"name": "execute", "args": {"command": "seq 100000"}}]}, "{{last_tool_result}}"]
+    async with AgentRunner(home.address) as client:
+        made = agent(home.script("counter", steps))
+        made.spec.ClearField("mcp_servers")
+        await client.apply(made)
+        done = await client.run("count", agent="talker")
+
+        status = done.status
+        assert status.phase == EXECUTION_COMPLETED, status.error
+        assert any("was not kept whole" in warning for warning in status.run.warnings)
+        (call,) = status.tool_calls
+        assert not call.artifact_key and "they were not kept" in call.result
+        assert SHOWN_OF_KEPT < len(call.result.encode()) <= LONGEST
+        assert "large_tool_results" in status.messages[-1].content  # the model can read all of it
+        blocked.unlink()
+        await client.delete("session", done.spec.session_id)

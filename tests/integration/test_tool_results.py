@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import grpc.aio
+import obstore
 import pytest
 from unit.services.conftest import World
 from unit.services.fakes.resources import COMPLETED, agent, called, calls, execution
@@ -108,8 +110,6 @@ async def read(results: GrpcToolResults, run: AgentExecution, call_id: str = "ca
 
 
 async def everything(world: World) -> list[str]:
-    import obstore
-
     return [entry["path"] async for page in obstore.list(world.artifacts._store) for entry in page]
 
 
@@ -364,4 +364,57 @@ async def test_an_artifact_store_that_is_away_is_told(
 
     with pytest.raises(UnavailableError, match="is away"):
         await results.put(result(run, grant), pieces())
+    await sink.aclose()
+
+
+async def test_a_result_that_comes_while_its_execution_is_removed_is_not_left_behind(
+    world: World, services: Services, channel: Channel
+) -> None:
+    run = await running(services)
+    sink, grant = await take(channel, run)
+    header = UploadToolResultHeader(
+        execution_id=run.metadata.id,
+        attempt=grant.attempt,
+        token=grant.token,
+        tool_call_id="c",
+        size_bytes=len(TEXT),
+        sha256=hashlib.sha256(TEXT).digest(),
+    )
+    begun, removed = asyncio.Event(), asyncio.Event()
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield TEXT[:100]
+        begun.set()
+        await removed.wait()
+        yield TEXT[100:]
+
+    keeping = asyncio.create_task(services.results.keep(header, chunks()))
+    await begun.wait()
+    await services.executions.delete(run.metadata.id)
+    removed.set()
+
+    with pytest.raises(NotFoundError):
+        await keeping
+    assert await everything(world) == []
+    await sink.aclose()
+
+
+async def test_an_execution_that_kept_nothing_is_removed_without_the_artifact_store(
+    world: World, services: Services, channel: Channel, results: GrpcToolResults, monkeypatch: Any
+) -> None:
+    run, other = await running(services), await running(services)
+    sink, grant = await take(channel, run)
+    await results.put(result(run, grant), pieces())
+
+    async def away(*_: object) -> int:
+        raise UnavailableError("The artifact store is away.")
+
+    monkeypatch.setattr(world.artifacts, "delete_under", away)
+    await services.executions.delete(other.metadata.id)
+    with pytest.raises(UnavailableError):
+        await services.executions.delete(run.metadata.id)
+    monkeypatch.undo()
+
+    await services.executions.delete(run.metadata.id)
+    assert await everything(world) == []
     await sink.aclose()
