@@ -328,6 +328,23 @@ async def test_without_room_text_gives_and_the_end_is_kept(world: World) -> None
     assert warning.startswith("100000 characters of text are missing")
 
 
+async def test_text_that_has_room_is_kept_when_not_all_has(world: World) -> None:
+    sink, _ = await world.sinks(most_bytes=1_000_000).open(attempt(world.backend))
+    async with outage(world):
+        sink.emit(begun())
+        sink.emit(delta("x" * 2_000_000))
+        sink.emit(done())
+        await sink.aclose()
+        assert (await world.kept()).stat().st_size < 1_000_000
+    async with delivering(world.sinks()):
+        await world.gone()
+
+    status = await world.backend.status()
+    kept = len(status.messages[0].content)
+    assert kept > 500_000
+    assert status.run.warnings[0].startswith(f"{2_000_000 - kept} characters of text are missing")
+
+
 async def test_a_control_plane_that_is_silent_is_away_too(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -133,7 +133,9 @@ class Backlog:
     async def keep(
         self, position: int, events: Sequence[ExecutionEvent], *, not_begun: Collection[int], sync: bool
     ) -> bool:
-        """Write events that follow those on disk; False, and nothing written, when there is no room.
+        """Write events that follow those on disk; False when there is no room for all of them.
+
+        What had room is on disk even so, and is skipped when the same events are given again.
 
         Args:
             position: of the first of them.
@@ -171,26 +173,25 @@ class Backlog:
     def _keep(
         self, position: int, events: Sequence[ExecutionEvent], not_begun: Collection[int], sync: bool
     ) -> bool:
-        requests = list(self._requests(position, events, not_begun))
         try:
             self._spool.make()
-            if not self._spool.has_room(sum(request.ByteSize() for request, _ in requests)):
-                self._tell("AGENT_RUNNER_OUTBOX_BYTES is reached")
-                return False
-            self._append(requests, sync)
+            for request, held in self._requests(position, events, not_begun):
+                if not self._spool.has_room(request.ByteSize()):
+                    self._tell("AGENT_RUNNER_OUTBOX_BYTES is reached")
+                    return False
+                self._append(request, held)
+            if sync and self._file is not None:
+                self._file.sync()
         except OSError as error:
             self._tell(str(error))
             return False
         return True
 
-    def _append(self, requests: Sequence[tuple[AppendEventsRequest, bool]], sync: bool) -> None:
+    def _append(self, request: AppendEventsRequest, not_begun: bool) -> None:
         if self._file is None:
             self._file = SpoolFile.create(self._spool.path(self._name))
             log.info("events are kept on disk", execution_id=self._name.execution_id)
-        for request, not_begun in requests:
-            self._file.append(request, not_begun=not_begun)
-        if sync:
-            self._file.sync()
+        self._file.append(request, not_begun=not_begun)
 
     def _requests(
         self, position: int, events: Sequence[ExecutionEvent], not_begun: Collection[int]
@@ -239,7 +240,10 @@ class Backlog:
         on_disk = max(0, self.end - position)
         short = [*events[:on_disk], *_without_text(events[on_disk:])]
         try:
-            self._append(list(self._requests(position, short, not_begun)), sync=True)
+            for request, held in self._requests(position, short, not_begun):
+                self._append(request, held)
+            if self._file is not None:
+                self._file.sync()
         except OSError as error:
             log.error(
                 "events are lost: the control plane is away and the disk takes nothing",
