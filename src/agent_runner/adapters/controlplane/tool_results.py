@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from datetime import timedelta
 from typing import Final
@@ -41,7 +42,9 @@ class GrpcToolResults:
 
         async def requests() -> AsyncIterator[UploadToolResultRequest]:
             yield UploadToolResultRequest(header=header)
-            for piece in pieces:
+            source = iter(pieces)
+            # Masking a piece takes milliseconds, which other turns' tokens would wait for.
+            while (piece := await asyncio.to_thread(next, source, None)) is not None:
                 yield UploadToolResultRequest(chunk=piece)
 
         try:
