@@ -86,7 +86,7 @@ chaos: $(READY) ## Break the product on purpose and count what got lost (CHAOS='
 
 lock: $(READY) ## Resolve the dependencies anew and pin them by hash.
 	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
-	  --extra docker --extra daytona --extra mongo --extra redis --group dev requirements/dev.in pyproject.toml -o requirements/dev.lock --upgrade
+	  --extra docker --extra daytona --extra mongodb --extra redis --group dev requirements/dev.in pyproject.toml -o requirements/dev.lock --upgrade
 	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
 	  requirements/bootstrap.in -o requirements/bootstrap.lock --upgrade
 	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-annotate \

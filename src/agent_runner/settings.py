@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -32,6 +32,18 @@ def _host_and_port(value: str) -> str:
     if not separator or not host or not port.isdigit() or int(port) > 65_535:
         raise ValueError(f"must be host:port, such as 127.0.0.1:7234, not {value!r}")
     return value
+
+
+def _url(*schemes: str, otherwise: str) -> Callable[[str], str]:
+    """A check that a URL has one of the schemes. What is wrong is not quoted: it may hold a password."""
+
+    def check(value: str) -> str:
+        scheme, separator, rest = value.partition("://")
+        if not separator or scheme not in schemes or not rest:
+            raise ValueError(f"must begin with {' or '.join(f'{name}://' for name in schemes)}; {otherwise}")
+        return value
+
+    return check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +131,22 @@ class Settings:
         least=1,
         aliases=("STIGMER_SANDBOX_TTL",),
         description="A sandbox without work is stopped after this time; its files stay.",
+    )
+    database: str | None = setting(
+        check=_url("mongodb", "mongodb+srv", otherwise="unset it for the SQLite file in the data directory"),
+        default=None,
+        secret=True,
+        description="URL of a MongoDB database that control planes share: "
+        "`mongodb://user:password@host/name`, `mongodb+srv://…`; needs the extra `mongodb`. "
+        "Unset: the SQLite file `control-plane.db` in the data directory.",
+    )
+    announcements: str | None = setting(
+        check=_url("redis", "rediss", otherwise="unset it where one control plane works alone"),
+        default=None,
+        secret=True,
+        description="URL of a Redis or Valkey server by which control planes tell each other what happens: "
+        "`redis://user:password@host`, `rediss://…` with TLS; needs the extra `redis`. "
+        "Unset: within the process.",
     )
     artifact_store: str | None = setting(
         default=None,

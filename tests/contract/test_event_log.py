@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
-from contract.conftest import mongo_database
+from contract.servers import mongo_database
 
 from agent_runner.adapters.store.memory import MemoryEventLog
 from agent_runner.adapters.store.sqlite import SqliteDatabase, SqliteEventLog

@@ -6,25 +6,21 @@ import asyncio
 import signal
 import subprocess
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from contract.conftest import collect_sockets, mongo_database, redis_program, wait_for_port
+from contract.servers import collect_sockets, mongo_database, redis_program, wait_for_port, wanted
 
 from agent_runner.errors import ConflictError, SettingsError, UnavailableError
 from agent_runner.ports.stores import LogHead, ResourceKey, StoredResource
 
-pymongo = pytest.importorskip("pymongo", reason="the extra `mongo` is not installed")
-pytest.importorskip("redis", reason="the extra `redis` is not installed")
+wanted("pymongo", "redis")
 
 from agent_runner.adapters.announcers.redis import RedisAnnouncer  # noqa: E402
-from agent_runner.adapters.store.mongo import (  # noqa: E402
-    MongoDatabase,
-    MongoEventLog,
-    MongoResourceStore,
-)
+from agent_runner.adapters.store.mongo import MongoEventLog, MongoResourceStore  # noqa: E402
+from agent_runner.adapters.store.mongo_database import MongoDatabase  # noqa: E402
 
 NOBODY = "127.0.0.1:9"
 """The discard port, where nothing listens."""
@@ -103,8 +99,9 @@ async def test_a_newer_schema_is_refused(database_url: str) -> None:
 
 async def test_a_cluster_that_is_away_is_said() -> None:
     database = MongoDatabase(f"mongodb://{NOBODY}", timeout=0.5)
-    with pytest.raises(UnavailableError, match="MongoDB cannot be used"):
+    with pytest.raises(UnavailableError, match="MongoDB cannot be used") as caught:
         await database.open()
+    assert NOBODY in str(caught.value) and "Topology" not in str(caught.value)
     del database
     await collect_sockets()
 
@@ -114,6 +111,15 @@ def test_a_wrong_address_is_a_wrong_setting() -> None:
         MongoDatabase("mongodb://a:b:c")
     with pytest.raises(SettingsError, match="Redis address"):
         RedisAnnouncer("localhost")
+
+
+@pytest.mark.parametrize("make", [MongoDatabase, RedisAnnouncer])
+def test_a_wrong_address_is_told_without_its_password(make: Callable[[str], object]) -> None:
+    scheme = "mongodb" if make is MongoDatabase else "redis"
+    with pytest.raises(SettingsError, match="escape") as caught:
+        make(f"{scheme}://me:canary/canary@host/db")
+    assert "canary" not in str(caught.value) + repr(caught.value.__cause__)
+    assert caught.value.__suppress_context__
 
 
 # Announcements
@@ -167,10 +173,7 @@ class RestartableRedis:
 
 @pytest.fixture
 def redis_server(unused_tcp_port: int) -> Iterator[RestartableRedis]:
-    program = redis_program()
-    if program is None:
-        pytest.skip("no Redis or Valkey server is installed")
-    server = RestartableRedis(program, unused_tcp_port)
+    server = RestartableRedis(redis_program(), unused_tcp_port)
     server.start()
     yield server
     server.kill()

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from contract.conftest import mongo_database
+from contract.servers import mongo_database
 
 from agent_runner.adapters.store.memory import MemoryResourceStore
 from agent_runner.adapters.store.sqlite import SqliteDatabase, SqliteResourceStore

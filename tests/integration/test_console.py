@@ -254,6 +254,19 @@ async def test_readiness_tells_what_is_away(url: str, world: World) -> None:
         assert (await client.get("/healthz")).status_code == 200
 
 
+async def test_readiness_tells_that_the_database_is_away(
+    url: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: object) -> None:
+        raise UnavailableError("The database is away.")
+
+    monkeypatch.setattr(world.store, "get", away)
+    async with httpx.AsyncClient(base_url=url) as client:
+        answer = await client.get("/readyz")
+        assert answer.status_code == 503
+        assert answer.json() == {"ready": False, "problem": "The database is away."}
+
+
 async def test_a_port_that_is_taken_is_told_or_gone_around() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"

@@ -75,6 +75,12 @@ def test_a_value_can_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path:
         ("AGENT_RUNNER_ENGINE", "steam", "must be deepagents or graphton, not 'steam'"),
         ("AGENT_RUNNER_INSECURE", "perhaps", "must be true or false"),
         ("AGENT_RUNNER_API_KEY_FILE", "/no/such/file", "cannot be read"),
+        (
+            "AGENT_RUNNER_DATABASE",
+            "postgres://h/db",
+            "AGENT_RUNNER_DATABASE: must begin with mongodb:// or mongodb+srv://; unset it for the SQLite",
+        ),
+        ("AGENT_RUNNER_ANNOUNCEMENTS", "localhost:6379", "must begin with redis:// or rediss://; unset it"),
     ],
 )
 def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str) -> None:

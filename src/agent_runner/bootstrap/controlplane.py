@@ -11,10 +11,7 @@ from importlib.metadata import version
 
 import structlog
 
-from agent_runner.adapters.announcers.memory import MemoryAnnouncer
 from agent_runner.adapters.secrets.key_files import open_keyring
-from agent_runner.adapters.store.database import SqliteDatabase
-from agent_runner.adapters.store.sqlite import SqliteEventLog, SqliteResourceStore
 from agent_runner.adapters.temporal.connection import TemporalConnection
 from agent_runner.adapters.workflows.temporal import StarterSettings, TemporalWorkflowStarter
 from agent_runner.bootstrap.artifacts import artifact_store
@@ -22,6 +19,7 @@ from agent_runner.bootstrap.data import DataDirectory, held
 from agent_runner.bootstrap.keys import encryption_keys
 from agent_runner.bootstrap.process import settle
 from agent_runner.bootstrap.skills import skill_limits
+from agent_runner.bootstrap.stores import opened_stores
 from agent_runner.bootstrap.web import web_port
 from agent_runner.bootstrap.workers import once_connected
 from agent_runner.controlplane.local import LocalCalls
@@ -72,15 +70,15 @@ async def control_plane(
 ) -> AsyncIterator[Serving]:
     """A control plane that serves while the context is open."""
     async with AsyncExitStack() as stack:
-        database = await stack.enter_async_context(SqliteDatabase(data.database))
-        store = SqliteResourceStore(database)
-        starter = replace(starter_settings(settings), owner=await store_id(store))
+        stores = await stack.enter_async_context(opened_stores(settings, data))
+        starter = replace(starter_settings(settings), owner=await store_id(stores.resources))
         services = build_services(
-            store,
-            SqliteEventLog(database),
-            MemoryAnnouncer(),
+            stores.resources,
+            stores.events,
+            stores.announcer,
             TemporalWorkflowStarter(connection, starter),
             artifacts=artifact_store(settings, data),
+            replicas=stores.shared,
             spool=data.root,
             skill_limits=skill_limits(settings),
             secrets=open_keyring(encryption_keys(settings), data.root),
@@ -92,6 +90,7 @@ async def control_plane(
             api_key=settings.key,
             version=version(DISTRIBUTION),
             temporal_address=connection.address,
+            database=stores.kind,
             retention=retention_policy(settings),
         )
         port = await api.start()

@@ -20,6 +20,7 @@ def checks(settings: Settings) -> Iterator[Row]:
     """Name, whether it works, and what there is or what to do. Each is made when it is asked for."""
     yield "python", sys.version_info >= (3, 11), f"{platform.python_version()} on {platform.platform()}"
     yield _data_directory(settings)
+    yield from _stores(settings)
     yield _temporal(settings)
     yield from _engines(settings)
     yield from _sandboxes(settings)
@@ -33,6 +34,19 @@ def _data_directory(settings: Settings) -> Row:
     except AgentRunnerError as error:
         return "data directory", False, str(error)
     return "data directory", True, str(data.root)
+
+
+def _stores(settings: Settings) -> Iterator[Row]:
+    from agent_runner.bootstrap.stores import announcements_problem, database_problem
+
+    if settings.database is None:
+        yield "database", True, f"SQLite, {DataDirectory(settings.data_dir).database}"
+    else:
+        problem = asyncio.run(database_problem(settings))
+        yield "database", not problem, problem or "MongoDB answers"
+    if settings.announcements is not None:
+        problem = asyncio.run(announcements_problem(settings))
+        yield "announcements", not problem, problem or "Redis answers"
 
 
 def _temporal(settings: Settings) -> Row:

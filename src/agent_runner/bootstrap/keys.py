@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from urllib.parse import unquote
 
 from agent_runner.settings import Settings
 
@@ -17,7 +18,15 @@ def provider_keys(settings: Settings, environ: Mapping[str, str] | None = None) 
     keys = {value for name, value in known.items() if name.upper().endswith(_ENDINGS)}
     if settings.key:
         keys.add(settings.key)
+    for url in (settings.database, settings.announcements):
+        keys |= _passwords(url or "")
     return sorted((key for key in keys if len(key) >= _SHORTEST), key=len, reverse=True)
+
+
+def _passwords(url: str) -> set[str]:
+    """The password in a URL, as it stands there and as it is meant."""
+    password = url.partition("://")[2].rpartition("@")[0].partition(":")[2]
+    return {password, unquote(password)} - {""}
 
 
 def encryption_keys(settings: Settings) -> str | None:

@@ -172,6 +172,8 @@ def _ask_server(facts: dict[str, object]) -> Exception | None:
     else:
         facts["version"] = info.version
         facts["temporal"] = f"{info.temporal_address} ({'reachable' if info.temporal_reachable else 'away'})"
+        if info.database:  # not said by older servers
+            facts["database"] = f"{info.database} ({info.database_problem or 'answers'})"
         facts["up_for"] = _up_for(info.started_at)
     return None
 

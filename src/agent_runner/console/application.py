@@ -113,8 +113,10 @@ class WebPort:
         """Whether executions can be made and run now."""
         problem = ""
         try:
-            if not (await self._client.server_info()).temporal_reachable:
-                problem = "Temporal does not answer."
+            info = await self._client.server_info()
+            problem = info.database_problem
+            if not info.temporal_reachable:
+                problem = f"Temporal does not answer. {problem}".strip()
         except AgentRunnerError as error:
             problem = str(error)
         answer = {"ready": not problem} | ({"problem": problem} if problem else {})

@@ -46,7 +46,7 @@ class ControlPlane:
         address: `host:port`; port 0 takes a free one.
         api_key: callers must show it; None lets everybody in.
         version: of the distribution.
-        temporal_address: shown by `GetServerInfo`.
+        temporal_address, database: shown by `GetServerInfo`.
         reconcile_every: how often unfinished executions are compared with Temporal.
         slow_after: how long a watcher may take no message before it is cut off.
         retention: what is kept for how long; None keeps everything as it is.
@@ -61,6 +61,7 @@ class ControlPlane:
         api_key: str | None,
         version: str,
         temporal_address: str = "",
+        database: str = "",
         reconcile_every: timedelta = timedelta(seconds=30),
         slow_after: timedelta = timedelta(seconds=30),
         retention: RetentionPolicy | None = None,
@@ -72,7 +73,7 @@ class ControlPlane:
         self._address = address
         self._api_key = api_key
         self._reconcile_every = reconcile_every
-        self._info = ServerController(services, version, temporal_address)
+        self._info = ServerController(services, version, temporal_address, database)
         self._health = health.aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
         self._routes = Routes(services, self._info, slow_after)

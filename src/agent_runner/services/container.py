@@ -24,6 +24,7 @@ from agent_runner.services.events import EventService
 from agent_runner.services.execution_records import ExecutionRecord, ExecutionRecords
 from agent_runner.services.execution_runs import ExecutionRuns
 from agent_runner.services.executions import ExecutionService
+from agent_runner.services.identity import StoreHealth
 from agent_runner.services.key_rotation import KeyRotation
 from agent_runner.services.mcp_servers import McpServerService
 from agent_runner.services.metrics import Counters, MetricService
@@ -51,6 +52,7 @@ class Services:
         watches: reading executions, once or live.
         retention: removes what is old; `retention.sweep()` is due from time to time.
         results: of tools, where they are too long for an event.
+        health: whether the stores answer.
         variables: what the holders of executions are given; `variables.sweep()` is due at start.
     """
 
@@ -72,6 +74,7 @@ class Services:
     metrics: MetricService
     workspaces: WorkspaceService
     results: ToolResultService
+    health: StoreHealth
 
     @property
     def by_kind(self) -> Mapping[int, ResourceService[Any]]:
@@ -183,4 +186,5 @@ def build_services(
         metrics=MetricService(store, watches, counters),
         workspaces=WorkspaceService(sessions, workflows),
         results=results,
+        health=StoreHealth(store),
     )

@@ -1,11 +1,12 @@
-"""Which store this is."""
+"""Which store this is, and whether it answers."""
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from typing import Final
 
-from agent_runner.errors import AlreadyExistsError, NotFoundError
+from agent_runner.errors import AgentRunnerError, AlreadyExistsError, NotFoundError
 from agent_runner.ports.stores import ResourceKey, ResourceStore, StoredResource
 
 _KEY: Final = ResourceKey("store_identity", "store")
@@ -25,3 +26,27 @@ async def store_id(store: ResourceStore) -> str:
     except AlreadyExistsError:  # another process was faster
         return (await store.get(_KEY)).body.decode()
     return made.body.decode()
+
+
+class StoreHealth:
+    """Whether the store can be used now."""
+
+    def __init__(self, store: ResourceStore) -> None:
+        self._store = store
+
+    async def problem(self, patience: float) -> str:
+        """Why it cannot, for people; empty when it can.
+
+        Args:
+            patience: seconds it gets to answer.
+        """
+        try:
+            async with asyncio.timeout(patience):
+                await self._store.get(_KEY)
+        except NotFoundError:  # an answer as well
+            return ""
+        except TimeoutError:
+            return f"The database does not answer within {patience:g} s."
+        except AgentRunnerError as error:
+            return str(error)
+        return ""

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$agent_runner/v1/server_service.proto\x12\x0f\x61gent_runner.v1\"\x16\n\x14GetServerInfoRequest\"\xaa\x01\n\x15GetServerInfoResponse\x12\x18\n\x07version\x18\x01 \x01(\tR\x07version\x12)\n\x10temporal_address\x18\x02 \x01(\tR\x0ftemporalAddress\x12-\n\x12temporal_reachable\x18\x03 \x01(\x08R\x11temporalReachable\x12\x1d\n\nstarted_at\x18\x04 \x01(\tR\tstartedAt\"\x13\n\x11RotateKeysRequest\"\xf0\x01\n\x12RotateKeysResponse\x12\x18\n\x07rotated\x18\x01 \x01(\x03R\x07rotated\x12$\n\x0e\x63urrent_key_id\x18\x02 \x01(\tR\x0c\x63urrentKeyId\x12\x41\n\x04left\x18\x03 \x03(\x0b\x32-.agent_runner.v1.RotateKeysResponse.LeftEntryR\x04left\x12\x1e\n\nunreadable\x18\x04 \x03(\tR\nunreadable\x1a\x37\n\tLeftEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x03R\x05value:\x02\x38\x01\"\x13\n\x11GetMetricsRequest\"G\n\x12GetMetricsResponse\x12\x31\n\x07metrics\x18\x01 \x03(\x0b\x32\x17.agent_runner.v1.MetricR\x07metrics\"\x83\x01\n\x06Metric\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n\x04help\x18\x02 \x01(\tR\x04help\x12\x18\n\x07\x63ounter\x18\x03 \x01(\x08R\x07\x63ounter\x12\x37\n\x07samples\x18\x04 \x03(\x0b\x32\x1d.agent_runner.v1.MetricSampleR\x07samples\"\xa2\x01\n\x0cMetricSample\x12\x41\n\x06labels\x18\x01 \x03(\x0b\x32).agent_runner.v1.MetricSample.LabelsEntryR\x06labels\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x32\x9d\x02\n\rServerService\x12^\n\rGetServerInfo\x12%.agent_runner.v1.GetServerInfoRequest\x1a&.agent_runner.v1.GetServerInfoResponse\x12U\n\nRotateKeys\x12\".agent_runner.v1.RotateKeysRequest\x1a#.agent_runner.v1.RotateKeysResponse\x12U\n\nGetMetrics\x12\".agent_runner.v1.GetMetricsRequest\x1a#.agent_runner.v1.GetMetricsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$agent_runner/v1/server_service.proto\x12\x0f\x61gent_runner.v1\"\x16\n\x14GetServerInfoRequest\"\xf1\x01\n\x15GetServerInfoResponse\x12\x18\n\x07version\x18\x01 \x01(\tR\x07version\x12)\n\x10temporal_address\x18\x02 \x01(\tR\x0ftemporalAddress\x12-\n\x12temporal_reachable\x18\x03 \x01(\x08R\x11temporalReachable\x12\x1d\n\nstarted_at\x18\x04 \x01(\tR\tstartedAt\x12\x1a\n\x08\x64\x61tabase\x18\x05 \x01(\tR\x08\x64\x61tabase\x12)\n\x10\x64\x61tabase_problem\x18\x06 \x01(\tR\x0f\x64\x61tabaseProblem\"\x13\n\x11RotateKeysRequest\"\xf0\x01\n\x12RotateKeysResponse\x12\x18\n\x07rotated\x18\x01 \x01(\x03R\x07rotated\x12$\n\x0e\x63urrent_key_id\x18\x02 \x01(\tR\x0c\x63urrentKeyId\x12\x41\n\x04left\x18\x03 \x03(\x0b\x32-.agent_runner.v1.RotateKeysResponse.LeftEntryR\x04left\x12\x1e\n\nunreadable\x18\x04 \x03(\tR\nunreadable\x1a\x37\n\tLeftEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x03R\x05value:\x02\x38\x01\"\x13\n\x11GetMetricsRequest\"G\n\x12GetMetricsResponse\x12\x31\n\x07metrics\x18\x01 \x03(\x0b\x32\x17.agent_runner.v1.MetricR\x07metrics\"\x83\x01\n\x06Metric\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n\x04help\x18\x02 \x01(\tR\x04help\x12\x18\n\x07\x63ounter\x18\x03 \x01(\x08R\x07\x63ounter\x12\x37\n\x07samples\x18\x04 \x03(\x0b\x32\x1d.agent_runner.v1.MetricSampleR\x07samples\"\xa2\x01\n\x0cMetricSample\x12\x41\n\x06labels\x18\x01 \x03(\x0b\x32).agent_runner.v1.MetricSample.LabelsEntryR\x06labels\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x32\x9d\x02\n\rServerService\x12^\n\rGetServerInfo\x12%.agent_runner.v1.GetServerInfoRequest\x1a&.agent_runner.v1.GetServerInfoResponse\x12U\n\nRotateKeys\x12\".agent_runner.v1.RotateKeysRequest\x1a#.agent_runner.v1.RotateKeysResponse\x12U\n\nGetMetrics\x12\".agent_runner.v1.GetMetricsRequest\x1a#.agent_runner.v1.GetMetricsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,23 +38,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSERVERINFOREQUEST']._serialized_start=57
   _globals['_GETSERVERINFOREQUEST']._serialized_end=79
   _globals['_GETSERVERINFORESPONSE']._serialized_start=82
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=252
-  _globals['_ROTATEKEYSREQUEST']._serialized_start=254
-  _globals['_ROTATEKEYSREQUEST']._serialized_end=273
-  _globals['_ROTATEKEYSRESPONSE']._serialized_start=276
-  _globals['_ROTATEKEYSRESPONSE']._serialized_end=516
-  _globals['_ROTATEKEYSRESPONSE_LEFTENTRY']._serialized_start=461
-  _globals['_ROTATEKEYSRESPONSE_LEFTENTRY']._serialized_end=516
-  _globals['_GETMETRICSREQUEST']._serialized_start=518
-  _globals['_GETMETRICSREQUEST']._serialized_end=537
-  _globals['_GETMETRICSRESPONSE']._serialized_start=539
-  _globals['_GETMETRICSRESPONSE']._serialized_end=610
-  _globals['_METRIC']._serialized_start=613
-  _globals['_METRIC']._serialized_end=744
-  _globals['_METRICSAMPLE']._serialized_start=747
-  _globals['_METRICSAMPLE']._serialized_end=909
-  _globals['_METRICSAMPLE_LABELSENTRY']._serialized_start=852
-  _globals['_METRICSAMPLE_LABELSENTRY']._serialized_end=909
-  _globals['_SERVERSERVICE']._serialized_start=912
-  _globals['_SERVERSERVICE']._serialized_end=1197
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=323
+  _globals['_ROTATEKEYSREQUEST']._serialized_start=325
+  _globals['_ROTATEKEYSREQUEST']._serialized_end=344
+  _globals['_ROTATEKEYSRESPONSE']._serialized_start=347
+  _globals['_ROTATEKEYSRESPONSE']._serialized_end=587
+  _globals['_ROTATEKEYSRESPONSE_LEFTENTRY']._serialized_start=532
+  _globals['_ROTATEKEYSRESPONSE_LEFTENTRY']._serialized_end=587
+  _globals['_GETMETRICSREQUEST']._serialized_start=589
+  _globals['_GETMETRICSREQUEST']._serialized_end=608
+  _globals['_GETMETRICSRESPONSE']._serialized_start=610
+  _globals['_GETMETRICSRESPONSE']._serialized_end=681
+  _globals['_METRIC']._serialized_start=684
+  _globals['_METRIC']._serialized_end=815
+  _globals['_METRICSAMPLE']._serialized_start=818
+  _globals['_METRICSAMPLE']._serialized_end=980
+  _globals['_METRICSAMPLE_LABELSENTRY']._serialized_start=923
+  _globals['_METRICSAMPLE_LABELSENTRY']._serialized_end=980
+  _globals['_SERVERSERVICE']._serialized_start=983
+  _globals['_SERVERSERVICE']._serialized_end=1268
 # @@protoc_insertion_point(module_scope)

@@ -45,6 +45,8 @@ class GetServerInfoResponse(_message.Message):
     TEMPORAL_ADDRESS_FIELD_NUMBER: _builtins.int
     TEMPORAL_REACHABLE_FIELD_NUMBER: _builtins.int
     STARTED_AT_FIELD_NUMBER: _builtins.int
+    DATABASE_FIELD_NUMBER: _builtins.int
+    DATABASE_PROBLEM_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the distribution, such as `0.1.0`."""
     temporal_address: _builtins.str
@@ -52,6 +54,10 @@ class GetServerInfoResponse(_message.Message):
     temporal_reachable: _builtins.bool
     started_at: _builtins.str
     """When the process started, RFC 3339."""
+    database: _builtins.str
+    """Where it keeps resources and events: `sqlite` or `mongodb`."""
+    database_problem: _builtins.str
+    """Why that cannot be used now, for people; empty when it can."""
     def __init__(
         self,
         *,
@@ -59,10 +65,12 @@ class GetServerInfoResponse(_message.Message):
         temporal_address: _builtins.str = ...,
         temporal_reachable: _builtins.bool = ...,
         started_at: _builtins.str = ...,
+        database: _builtins.str = ...,
+        database_problem: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["started_at", b"started_at", "temporal_address", b"temporal_address", "temporal_reachable", b"temporal_reachable", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["database", b"database", "database_problem", b"database_problem", "started_at", b"started_at", "temporal_address", b"temporal_address", "temporal_reachable", b"temporal_reachable", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -17,7 +17,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, RedisError
 
 from agent_runner.adapters.announcers.memory import MemoryAnnouncer
 from agent_runner.errors import SettingsError, UnavailableError
@@ -49,7 +49,9 @@ class RedisAnnouncer:
         try:
             self._redis: Any = Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=5)
         except ValueError as error:
-            raise SettingsError(f"The Redis address is wrong: {error}") from error
+            # What it quotes may be a part of the password.
+            detail = "escape :/?#[]@% in its user and password as %3A…" if "@" in url else str(error)
+            raise SettingsError(f"The Redis address is wrong: {detail}") from None
         self._local = MemoryAnnouncer(queue_limit=queue_limit)
         self._pubsub: Any = self._redis.pubsub()  # partly untyped
         self._subscribers: dict[str, int] = {}
@@ -60,10 +62,17 @@ class RedisAnnouncer:
         """Connect and listen.
 
         Raises:
+            SettingsError: the server refuses the user.
             UnavailableError: the server cannot be reached.
         """
         try:
             await self._pubsub.subscribe(_ALIVE)
+        except AuthenticationError as error:
+            await self.aclose()
+            raise SettingsError(
+                "Redis refuses the user: check name and password, and that the user may use publish and "
+                f"subscribe on {PREFIX}*."
+            ) from error
         except (RedisError, OSError) as error:
             await self.aclose()
             raise _unavailable(error) from error

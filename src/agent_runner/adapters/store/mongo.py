@@ -1,138 +1,35 @@
-"""Resources and event logs in MongoDB, for control planes of several replicas.
-
-Wants the extra `mongo` and a replica set, as every hosted MongoDB is; writes wait for a majority of it.
-"""
+"""Resources and event logs in MongoDB, for control planes of several replicas."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from types import TracebackType
-from typing import Any, Final, Self
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 from bson import Binary, ObjectId
-from bson.codec_options import CodecOptions
-from pymongo import ASCENDING, DESCENDING, AsyncMongoClient, WriteConcern
+from pymongo import ASCENDING, DESCENDING
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.asynchronous.collection import AsyncCollection
-from pymongo.asynchronous.database import AsyncDatabase
-from pymongo.errors import DocumentTooLarge, DuplicateKeyError, InvalidURI, PyMongoError
+from pymongo.errors import DuplicateKeyError
 
 from agent_runner.adapters.store.checks import check_head, checked_order
-from agent_runner.errors import (
-    AlreadyExistsError,
-    ConflictError,
-    InvalidRequestError,
-    NotFoundError,
-    SettingsError,
-    UnavailableError,
+from agent_runner.adapters.store.mongo_database import (
+    BY_FIELD,
+    BY_ID,
+    BY_ORG,
+    BY_ORG_AND_FIELD,
+    Document,
+    Index,
+    MongoDatabase,
+    translated,
+    translated_but_duplicates,
 )
+from agent_runner.errors import AlreadyExistsError, ConflictError, NotFoundError, UnavailableError
 from agent_runner.ports.stores import LogHead, ResourceKey, StoredResource
 
-Document = dict[str, Any]
-Collection = AsyncCollection[Document]
-
-SCHEMA_VERSION: Final = 1
-DEFAULT_DATABASE: Final = "agent_runner"
 _LOG: Final = "event log"
 _TRIES: Final = 20
 _COMPACTED_BYTES: Final = 4 << 20
 """Bytes of events in one document of a compacted log; a document may have 16 MiB."""
-
-
-class MongoDatabase:
-    """A database in a MongoDB cluster, with its collections and indexes.
-
-    Args:
-        url: `mongodb://…`; the database it names is used, else `agent_runner`.
-        timeout: seconds until a call that cannot reach the cluster gives up.
-    """
-
-    def __init__(self, url: str, *, timeout: float = 10.0) -> None:
-        try:
-            self._client: AsyncMongoClient[Document] = AsyncMongoClient(
-                url, serverSelectionTimeoutMS=int(timeout * 1000), timeoutMS=int(timeout * 1000)
-            )
-        except (InvalidURI, ValueError) as error:
-            raise SettingsError(f"The MongoDB address is wrong: {error}") from error
-        database = self._client.get_default_database(DEFAULT_DATABASE)
-        durable: AsyncDatabase[Document] = database.with_options(
-            codec_options=CodecOptions(), write_concern=WriteConcern(w="majority", j=True)
-        )
-        self.resources: Collection = durable["resources"]
-        self.batches: Collection = durable["log_batches"]
-        self.snapshots: Collection = durable["log_snapshots"]
-        self._schema: Collection = durable["schema"]
-
-    async def open(self) -> None:
-        """Reach the cluster and make what indexes are missing.
-
-        Raises:
-            SettingsError: a newer release has written the database.
-            UnavailableError: the cluster cannot be reached.
-        """
-        try:
-            with translated():
-                await self._bring_up_to_date()
-        except BaseException:
-            await self.aclose()
-            raise
-
-    async def _bring_up_to_date(self) -> None:
-        found = await self._schema.find_one({"_id": "version"})
-        version = found["version"] if found else 0
-        if version > SCHEMA_VERSION:
-            raise SettingsError(
-                f"The MongoDB database has schema version {version}; this release knows up to "
-                f"{SCHEMA_VERSION}. Use the release that wrote it, or a newer one."
-            )
-        await self._make_indexes()
-        await self._schema.update_one({"_id": "version"}, {"$max": {"version": SCHEMA_VERSION}}, upsert=True)
-
-    async def _make_indexes(self) -> None:
-        """Make the indexes of schema 1; those that are there stay."""
-        named: Document = {"partialFilterExpression": {"slug": {"$gt": ""}}}
-        resources, batches = self.resources, self.batches
-        await resources.create_index([("kind", 1), ("id", 1)], unique=True)
-        await resources.create_index([("kind", 1), ("org", 1), ("slug", 1)], unique=True, **named)
-        await resources.create_index([("kind", 1), ("slug", 1), ("id", 1)], **named)
-        await resources.create_index([("kind", 1), ("org", 1), ("id", 1)])
-        await resources.create_index([("kind", 1), ("fields", 1), ("id", 1)])
-        await batches.create_index([("execution", 1), ("revision", 1)], unique=True)
-        await batches.create_index([("execution", 1), ("last", 1), ("revision", 1)])
-        await self.snapshots.create_index([("execution", 1), ("revision", 1)])
-
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[AsyncClientSession]:
-        async with self._client.start_session() as session, await session.start_transaction():
-            yield session
-
-    async def aclose(self) -> None:
-        await self._client.close()
-
-    async def __aenter__(self) -> Self:
-        await self.open()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
-
-
-@contextmanager
-def translated() -> Any:
-    """Raise the driver's errors as ours."""
-    try:
-        yield
-    except DocumentTooLarge as error:
-        raise InvalidRequestError.of("body", "larger than the 16 MiB that MongoDB keeps") from error
-    except PyMongoError as error:
-        raise UnavailableError(f"MongoDB cannot be used right now: {error}. Try again.") from error
 
 
 class MongoResourceStore:
@@ -199,8 +96,9 @@ class MongoResourceStore:
         if edge is not None:
             query["id"] = {"$gt" if oldest_first else "$lt": edge}
         with translated():
-            found = self._resources.find(query).sort("id", ASCENDING if oldest_first else DESCENDING)
-            return [_resource(document) async for document in found.limit(limit)]
+            found = self._resources.find(query).hint(_index(org, fields))
+            found = found.sort("id", ASCENDING if oldest_first else DESCENDING).limit(limit)
+            return [_resource(document) async for document in found]
 
     async def count(
         self,
@@ -214,19 +112,7 @@ class MongoResourceStore:
         if before is not None:
             query["id"] = {"$lt": before}
         with translated():
-            return int(await self._resources.count_documents(query))
-
-
-@contextmanager
-def translated_but_duplicates() -> Any:
-    """`translated`, but a duplicate key passes through."""
-    try:
-        with translated():
-            yield
-    except UnavailableError as error:
-        if isinstance(error.__cause__, DuplicateKeyError):
-            raise error.__cause__ from None
-        raise
+            return int(await self._resources.count_documents(query, hint=_index(org, fields)))
 
 
 def _query(kind: str, org: str | None, fields: Mapping[str, str] | None) -> Document:
@@ -236,6 +122,16 @@ def _query(kind: str, org: str | None, fields: Mapping[str, str] | None) -> Docu
     if fields:
         query["fields"] = {"$all": _pairs(fields)}
     return query
+
+
+def _index(org: str | None, fields: Mapping[str, str] | None) -> Index:
+    """The index which has what a query finds together and in order.
+
+    Said rather than left to the planner, who keeps a plan that suited a common value for a rare one.
+    """
+    if fields:
+        return BY_FIELD if org is None else BY_ORG_AND_FIELD
+    return BY_ID if org is None else BY_ORG
 
 
 def _pairs(fields: Mapping[str, str]) -> list[str]:
@@ -351,10 +247,12 @@ class MongoEventLog:
         events: list[tuple[int, bytes]] = []
         query = {"execution": execution_id, "last": {"$gt": after_seq}}
         with translated():
-            async for batch in self._batches.find(query).sort([("last", ASCENDING), ("revision", ASCENDING)]):
-                events += [(seq, event) for seq, event in _events(batch) if seq > after_seq]
-                if len(events) >= limit:
-                    break
+            found = self._batches.find(query).sort([("last", ASCENDING), ("revision", ASCENDING)])
+            async with found:
+                async for batch in found:
+                    events += [(seq, event) for seq, event in _events(batch) if seq > after_seq]
+                    if len(events) >= limit:
+                        break
         return events[: max(limit, 0)]
 
     async def replace(self, execution_id: str, events: Sequence[tuple[int, bytes]]) -> None:
