@@ -10,40 +10,53 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from agent_runner.declared import Given, Setting, declared, from_toml, from_variables, resolved, setting
+from msgspec import Meta
+
+from agent_runner.declared import Given, Setting, converted, declared, from_toml, from_variables, setting
 from agent_runner.errors import SettingsError
 
 PREFIX = "AGENT_RUNNER_"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
+_PORT = r"(\d{1,4}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d{2}|655[0-2]\d|6553[0-5])"  # to 65535
+_HOST_PORT = rf".+:{_PORT}"
+
+# What a value may be, and for people what it must.
+HostPort = Annotated[
+    str, Meta(pattern=rf"^{_HOST_PORT}\Z", extra={"must": "be host:port, such as 127.0.0.1:7234"})
+]
+HostPortOrOff = Annotated[
+    str,
+    Meta(pattern=rf"^({_HOST_PORT}|off)\Z", extra={"must": "be host:port, such as 127.0.0.1:7235, or off"}),
+]
+FromZero = Annotated[int, Meta(ge=0)]
+FromOne = Annotated[int, Meta(ge=1)]
+MongoUrl = Annotated[
+    str,
+    Meta(
+        pattern=r"^mongodb(\+srv)?://.",
+        extra={
+            "must": "begin with mongodb:// or mongodb+srv://; "
+            "unset it for the SQLite file in the data directory"
+        },
+    ),
+]
+RedisUrl = Annotated[
+    str,
+    Meta(
+        pattern=r"^rediss?://.",
+        extra={"must": "begin with redis:// or rediss://; unset it where one control plane works alone"},
+    ),
+]
 
 
 def _xdg(variable: str, fallback: str) -> Path:
     return Path(os.environ.get(variable) or Path.home() / fallback) / "agent-runner"
-
-
-def _host_and_port(value: str) -> str:
-    host, separator, port = value.rpartition(":")
-    if not separator or not host or not port.isdigit() or int(port) > 65_535:
-        raise ValueError(f"must be host:port, such as 127.0.0.1:7234, not {value!r}")
-    return value
-
-
-def _url(*schemes: str, otherwise: str) -> Callable[[str], str]:
-    """A check that a URL has one of the schemes. What is wrong is not quoted: it may hold a password."""
-
-    def check(value: str) -> str:
-        scheme, separator, rest = value.partition("://")
-        if not separator or scheme not in schemes or not rest:
-            raise ValueError(f"must begin with {' or '.join(f'{name}://' for name in schemes)}; {otherwise}")
-        return value
-
-    return check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,24 +67,20 @@ class Settings:
     """
 
     data_dir: Path = setting(
-        check=lambda path: path.expanduser().absolute(),
         default_factory=lambda: _xdg("XDG_DATA_HOME", ".local/share"),
         aliases=("STIGMER_DATA_DIR",),
         description="Directory (mode 0700) with databases, artifacts, workspaces and logs.",
     )
-    address: str = setting(
-        check=_host_and_port,
+    address: HostPort = setting(
         default="127.0.0.1:7234",
         aliases=("STIGMER_BACKEND_ENDPOINT",),
         description="`host:port` of the control plane that clients and runners call.",
     )
-    listen: str = setting(
-        check=_host_and_port,
+    listen: HostPort = setting(
         default="127.0.0.1:7234",
         description="`host:port` the control plane listens on. Port 0 takes a free one.",
     )
-    web_listen: str = setting(
-        check=lambda value: value if value == "off" else _host_and_port(value),
+    web_listen: HostPortOrOff = setting(
         default="127.0.0.1:7235",
         description="`host:port` of the web port: events as server-sent events, health, metrics. "
         "Port 0 takes a free one; `off` opens none.",
@@ -121,27 +130,23 @@ class Settings:
         default="",
         description="Hosts for `host-allowlist`, separated by commas: `example.org,*.example.com:8443`.",
     )
-    sandbox_max_running: int = setting(
+    sandbox_max_running: FromZero = setting(
         default=0,
-        least=0,
         description="Sandboxes that run at once on one runner; who needs one more waits. 0: no cap.",
     )
-    sandbox_idle_seconds: int = setting(
+    sandbox_idle_seconds: FromOne = setting(
         default=3600,
-        least=1,
         aliases=("STIGMER_SANDBOX_TTL",),
         description="A sandbox without work is stopped after this time; its files stay.",
     )
-    database: str | None = setting(
-        check=_url("mongodb", "mongodb+srv", otherwise="unset it for the SQLite file in the data directory"),
+    database: MongoUrl | None = setting(
         default=None,
         secret=True,
         description="URL of a MongoDB database that control planes share: "
         "`mongodb://user:password@host/name`, `mongodb+srv://…`; needs the extra `mongodb`. "
         "Unset: the SQLite file `control-plane.db` in the data directory.",
     )
-    announcements: str | None = setting(
-        check=_url("redis", "rediss", otherwise="unset it where one control plane works alone"),
+    announcements: RedisUrl | None = setting(
         default=None,
         secret=True,
         description="URL of a Redis or Valkey server by which control planes tell each other what happens: "
@@ -153,25 +158,20 @@ class Settings:
         description="URL of the store of skills: `file:///folder`, `s3://bucket/prefix`, … "
         "Unset: a folder in the data directory.",
     )
-    skill_archive_bytes: int = setting(
+    skill_archive_bytes: Annotated[int, Meta(ge=1024)] = setting(
         default=100 << 20,
-        least=1024,
         description="The most bytes a skill's zip may have.",
     )
-    skill_unpacked_bytes: int = setting(
+    skill_unpacked_bytes: Annotated[int, Meta(ge=1024)] = setting(
         default=500 << 20,
-        least=1024,
         description="The most bytes the files of a skill may have.",
     )
-    skill_entries: int = setting(
+    skill_entries: Annotated[int, Meta(ge=1, le=60_000)] = setting(
         default=10_000,
-        least=1,
-        most=60_000,
         description="The most files and directories a skill may have.",
     )
-    skill_cache_bytes: int = setting(
+    skill_cache_bytes: FromZero = setting(
         default=4 << 30,
-        least=0,
         description="Bytes extracted skills may take up on a runner's disk; the longest unused go first.",
     )
     temporal_address: str | None = setting(
@@ -190,37 +190,30 @@ class Settings:
         aliases=("TEMPORAL_AGENT_EXECUTION_RUNNER_TASK_QUEUE",),
         description="Task queue of the runner's activities.",
     )
-    concurrency: int = setting(
+    concurrency: FromOne = setting(
         default=50,
-        least=1,
         aliases=("TEMPORAL_MAX_CONCURRENCY",),
         description="Executions one runner carries at a time.",
     )
-    max_memory_percent: int = setting(
+    max_memory_percent: Annotated[int, Meta(ge=1, le=100)] = setting(
         default=90,
-        least=1,
-        most=100,
         description="Percent of the machine's memory, or of the container's, above which a runner takes no "
         "further execution; 100 never holds any back.",
     )
-    execution_timeout_seconds: int = setting(
+    execution_timeout_seconds: FromOne = setting(
         default=86_400,
-        least=1,
         description="The longest one attempt of an execution may take.",
     )
-    heartbeat_timeout_seconds: float = setting(
+    heartbeat_timeout_seconds: Annotated[float, Meta(ge=1, le=86_400)] = setting(
         default=5.0,
-        least=1,
         description="Silence after which Temporal gives a worker's executions to another one.",
     )
-    batch_events: int = setting(
+    batch_events: FromOne = setting(
         default=10,
-        least=1,
         description="Events after which a batch of progress leaves the runner, or 100 ms.",
     )
-    outbox_bytes: int = setting(
+    outbox_bytes: Annotated[int, Meta(ge=1 << 20)] = setting(
         default=256 << 20,
-        least=1 << 20,
         description="Bytes that events may take up on a runner's disk while the control plane is away. "
         "Beyond it their text waits in memory.",
     )
@@ -228,25 +221,21 @@ class Settings:
         default=False,
         description="Give foreign runners the whole execution as the workflow's argument.",
     )
-    retention_days: int = setting(
+    retention_days: FromZero = setting(
         default=0,
-        least=0,
         description="Sessions in which nothing has happened for so many days are removed, with their "
         "executions, logs, sandboxes and threads. 0 keeps them.",
     )
-    compact_after_minutes: int = setting(
+    compact_after_minutes: FromZero = setting(
         default=60,
-        least=0,
         description="So long after its end the log of an execution is compacted: pieces of text are folded "
         "into their message. 0 never does.",
     )
-    checkpoints_kept: int = setting(
+    checkpoints_kept: FromZero = setting(
         default=10,
-        least=0,
         description="Checkpoints of a conversation that stay after a turn; 0 keeps all.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = setting(
-        check=str.lower,
         default="info",
         aliases=("LOG_LEVEL",),
         description="Least level that is logged.",
@@ -300,12 +289,10 @@ def load(**overrides: Any) -> Settings:
     known = known_settings()
     flags = {name: value for name, value in overrides.items() if value is not None}
     files = [path for path in (_project_file(), _user_file()) if path is not None]
-    sources = [
-        Given(flags, {}),
-        from_variables(known, os.environ),
-        *(from_toml(known, path) for path in files),
-    ]
-    values = resolved(known, sources)
+    given = {name: (name, value) for name, value in flags.items()}
+    for source in (from_variables(known, os.environ), *(_from_file(path) for path in files)):
+        given = {**source, **given}  # what was found before counts more
+    values = converted(known, given)
     settings = Settings(**values, given=frozenset(values))
     _refuse_open_door(settings)
     return settings
@@ -329,13 +316,25 @@ def _read_files_of_variables() -> None:
                 raise SettingsError(f"{name}: {path} cannot be read: {error.strerror}") from None
 
 
+def _from_file(path: Path) -> Given:
+    given = from_toml(path)
+    for name in given:
+        if name not in known_settings():
+            raise _unknown(f"{name} in {path}", name, known_settings())
+    return given
+
+
 def _refuse_unknown_names(environment: Mapping[str, str]) -> None:
     known = known_variables()
     for name in environment:
         if name.startswith(PREFIX) and name not in known and name.removesuffix("_FILE") not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {close[0]}?" if close else " See docs/reference/settings.md."
-            raise SettingsError(f"{name} is not a setting.{hint}")
+            raise _unknown(name, name, known)
+
+
+def _unknown(called: str, name: str, known: Iterable[str]) -> SettingsError:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"Did you mean {close[0]}?" if close else "See docs/reference/settings.md."
+    return SettingsError(f"{called} is not a setting. {hint}")
 
 
 def _refuse_open_door(settings: Settings) -> None:

@@ -66,12 +66,17 @@ def test_a_value_can_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path:
     [
         ("AGENT_RUNNER_LISTN", "x", "Did you mean AGENT_RUNNER_LISTEN"),
         ("AGENT_RUNNER_LISTEN", "nowhere", "must be host:port"),
+        ("AGENT_RUNNER_LISTEN", "127.0.0.1:65536", "must be host:port, such as 127.0.0.1:7234, not"),
+        ("AGENT_RUNNER_LISTEN", "off", "must be host:port"),
         ("AGENT_RUNNER_LISTEN", "0.0.0.0:7234", "--insecure"),
-        ("AGENT_RUNNER_CONCURRENCY", "0", "AGENT_RUNNER_CONCURRENCY: must be from 1, not 0"),
-        ("AGENT_RUNNER_CONCURRENCY", "many", "must be a whole number, not 'many'"),
+        ("AGENT_RUNNER_WEB_LISTEN", "none", "must be host:port, such as 127.0.0.1:7235, or off, not 'none'"),
+        ("AGENT_RUNNER_CONCURRENCY", "0", "AGENT_RUNNER_CONCURRENCY: must be a whole number from 1, not '0'"),
+        ("AGENT_RUNNER_CONCURRENCY", "many", "must be a whole number from 1, not 'many'"),
         ("TEMPORAL_MAX_CONCURRENCY", "1.5", "TEMPORAL_MAX_CONCURRENCY: must be a whole number"),
-        ("AGENT_RUNNER_SKILL_ENTRIES", "60001", "must be from 1 to 60000"),
-        ("AGENT_RUNNER_HEARTBEAT_TIMEOUT_SECONDS", "nan", "must be a number"),
+        ("AGENT_RUNNER_SKILL_ENTRIES", "60001", "must be a whole number from 1 to 60000"),
+        ("AGENT_RUNNER_HEARTBEAT_TIMEOUT_SECONDS", "nan", "must be a number from 1 to 86400, not 'nan'"),
+        ("AGENT_RUNNER_HEARTBEAT_TIMEOUT_SECONDS", "inf", "must be a number from 1 to 86400, not 'inf'"),
+        ("AGENT_RUNNER_CHECKPOINTS_KEPT", "-1", "must be a whole number from 0, not '-1'"),
         ("AGENT_RUNNER_ENGINE", "steam", "must be deepagents or graphton, not 'steam'"),
         ("AGENT_RUNNER_INSECURE", "perhaps", "must be true or false"),
         ("AGENT_RUNNER_API_KEY_FILE", "/no/such/file", "cannot be read"),
@@ -113,6 +118,38 @@ def test_values_become_what_they_are_declared_as(monkeypatch: pytest.MonkeyPatch
     }
 
 
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [("on", True), ("Y", True), ("1", True), (" true ", True), ("off", False), ("No", False)],
+)
+def test_yes_and_no_are_taken_as_people_say_them(
+    monkeypatch: pytest.MonkeyPatch, said: str, meant: bool
+) -> None:
+    monkeypatch.setenv("AGENT_RUNNER_FULL_WORKFLOW_ARGUMENT", said)
+
+    assert load().full_workflow_argument is meant
+
+
+def test_free_text_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENT_RUNNER_ORG", " Yes ")
+    monkeypatch.setenv("AGENT_RUNNER_API_KEY", "007")
+    monkeypatch.setenv("AGENT_RUNNER_LISTEN", "LOCALHOST:65535")
+    monkeypatch.setenv("AGENT_RUNNER_WEB_LISTEN", "[::1]:0")
+
+    settings = load()
+
+    assert (settings.org, settings.key) == (" Yes ", "007")
+    assert (settings.listen, settings.web_listen) == ("LOCALHOST:65535", "[::1]:0")
+
+
+def test_the_first_of_several_names_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STIGMER_API_KEY", "third")
+    monkeypatch.setenv("AGENT_RUNNER_TOKEN", "second")
+    assert load().key == "second"
+    monkeypatch.setenv("AGENT_RUNNER_API_KEY", "first")
+    assert load().key == "first"
+
+
 def test_all_that_is_wrong_is_told_and_never_a_key(tmp_path: Path) -> None:
     (tmp_path / "agent-runner.toml").write_text("concurrency = true\norg = 5\napi_key = 1234567\n")
 
@@ -141,7 +178,7 @@ def test_an_empty_key_lets_nobody_in(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_misspelt_name_in_a_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "agent-runner.toml").write_text('modle = "x"\n')
 
-    with pytest.raises(SettingsError, match="Did you mean 'model'"):
+    with pytest.raises(SettingsError, match="Did you mean model"):
         load()
 
 
