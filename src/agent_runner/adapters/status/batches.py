@@ -11,7 +11,7 @@ from agent_runner.adapters.status.outbox import Outbox
 from agent_runner.v1.events_pb2 import ExecutionEvent
 
 _SOON = 0.01
-"""Seconds a boundary waits nobody waits for: what a message asks for, and that it was done, go together."""
+"""Seconds the beginning of a message waits: often its first words go with it."""
 _LONGEST_REST = 0.25
 
 
@@ -22,7 +22,8 @@ class BatchSettings:
     Attributes:
         events: after this many, text that is joined to text counting once, or
         interval: this long after the batch before; at once when that is longer ago already, where a
-            phase changes and where somebody waits for it, and 10 ms after another boundary.
+            phase changes and where somebody waits for it, as for a tool that has effects; 10 ms after the
+            batch before where a message begins.
 
     What nobody waits for rests after a batch for as long as that took to be stored, at most 0.25 s: where
     sending is slow, since the machine is busy or the control plane far away, fewer and larger batches leave.

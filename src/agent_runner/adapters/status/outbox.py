@@ -21,7 +21,6 @@ _URGENT = frozenset(
         "approval_resolved",
     )
 )
-_SOON = frozenset(("message_started", "tool_call_started", "tool_call_completed", "tool_call_failed"))
 
 
 class _Entry:
@@ -61,7 +60,7 @@ class Outbox:
         self.urgent = False
         """Whether something waits that should leave at once."""
         self.soon = False
-        """Whether a tool's boundary waits, or the beginning of a message: what people wait for."""
+        """Whether the beginning of a message waits: the first words of an answer are what people wait for."""
 
     def __bool__(self) -> bool:
         return bool(self._entries)
@@ -82,7 +81,7 @@ class Outbox:
             return self._put_output(event)
         self._texts.clear()
         self.urgent = self.urgent or kind in _URGENT
-        self.soon = self.soon or kind in _SOON
+        self.soon = self.soon or kind == "message_started"
         if kind == "message_started" and len(event.message_started.content) > _MOST_TEXT:
             return self._put_long_message(event)
         return self._append(_Entry(event))
