@@ -24,7 +24,7 @@ from agent_runner.adapters.skills.cache import SkillCache
 from agent_runner.adapters.skills.grpc import GrpcSkillReader
 from agent_runner.adapters.store.memory import MemoryEventLog, MemoryResourceStore
 from agent_runner.client.channels import Channel
-from agent_runner.controlplane import skills as skill_controller
+from agent_runner.controlplane import _uploads
 from agent_runner.controlplane.server import ControlPlane
 from agent_runner.errors import UnavailableError
 from agent_runner.services.container import build_services
@@ -278,7 +278,7 @@ async def test_a_server_with_a_key_takes_no_push_without_it(tmp_path: Path) -> N
 
 
 async def test_a_push_that_pauses_is_ended(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(skill_controller, "_LONGEST_PAUSE", timedelta(milliseconds=50))
+    monkeypatch.setattr(_uploads, "_LONGEST_PAUSE", timedelta(milliseconds=50))
     never = asyncio.Event()
 
     async def paused() -> AsyncIterator[ours.PushSkillRequest]:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from datetime import timedelta
 from typing import Final
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from agent_runner.controlplane._calls import Context, guarded
 from agent_runner.controlplane._rpc import Deliver
+from agent_runner.controlplane._uploads import chunks_of, header_of, parts_of
 from agent_runner.domain.paging import page_by_token
-from agent_runner.errors import InvalidRequestError, UnavailableError
 from agent_runner.services.skills import VERSION_PREFIX, Push, SkillService
 from agent_runner.services.validation import validate
 from agent_runner.v1.skill_service_pb2 import (
@@ -36,11 +33,8 @@ from ai.stigmer.agentic.skill.v1 import io_pb2
 from ai.stigmer.agentic.skill.v1.api_pb2 import Skill
 
 _SERVICE: Final = DESCRIPTOR.services_by_name["SkillService"].full_name
-_PART: Final = PushSkillRequest.DESCRIPTOR.full_name
 _MOST_UNARY_BYTES: Final = 60 << 20
 """Of an artifact in one message; clients of ours take 64 MiB."""
-_LONGEST_PAUSE: Final = timedelta(seconds=60)
-"""Between two pieces of a push."""
 
 
 class SkillController:
@@ -55,10 +49,8 @@ class SkillController:
         return (await self._skills.push(push, _once(request.artifact))).skill
 
     async def push_in_pieces(self, requests: AsyncIterator[bytes]) -> PushSkillResponse:
-        parts = _parts(requests)
-        header = await anext(parts, None)
-        if not isinstance(header, PushSkillHeader):
-            raise InvalidRequestError.of("header", "must come first")
+        parts = parts_of(requests, PushSkillRequest)
+        header: PushSkillHeader = await header_of(parts)
         push = Push(
             name=header.name,
             org=header.org,
@@ -67,7 +59,7 @@ class SkillController:
             hash=header.hash,
             dry_run=header.dry_run,
         )
-        done = await self._skills.push(push, _chunks(parts))
+        done = await self._skills.push(push, chunks_of(parts))
         return PushSkillResponse(skill=done.skill, new_version=done.new_version, warnings=done.warnings)
 
     async def get_artifact(self, request: io_pb2.GetArtifactRequest) -> io_pb2.GetArtifactResponse:
@@ -114,36 +106,6 @@ class SkillController:
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:
     yield data
-
-
-async def _parts(requests: AsyncIterator[bytes]) -> AsyncIterator[PushSkillHeader | bytes]:
-    async for request in _unbroken(requests):
-        try:
-            message = PushSkillRequest.FromString(request)
-        except DecodeError:
-            raise InvalidRequestError.of("request", f"is not a {_PART} in protobuf's binary format") from None
-        validate(message)
-        yield message.header if message.HasField("header") else message.chunk
-
-
-async def _unbroken(requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The requests of a client which does not pause for too long."""
-    while True:
-        try:
-            async with asyncio.timeout(_LONGEST_PAUSE.total_seconds()):
-                request = await anext(requests, None)
-        except TimeoutError:
-            raise UnavailableError("The push paused for too long. Push again.") from None
-        if request is None:
-            return
-        yield request
-
-
-async def _chunks(parts: AsyncIterator[PushSkillHeader | bytes]) -> AsyncIterator[bytes]:
-    async for part in parts:
-        if isinstance(part, PushSkillHeader):
-            raise InvalidRequestError.of("header", "must come once")
-        yield part
 
 
 def _version(skill: Skill, current: Skill) -> SkillVersion:
