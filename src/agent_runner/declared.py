@@ -1,4 +1,4 @@
-"""Where values of settings come from, and what is said of wrong ones; msgspec parses and checks them.
+"""Settings as a dataclass that declares them; msgspec parses and checks, we say what is wrong.
 
 Pydantic, which a control plane would load for nothing else, is 12 MiB and 0.1 s of every process.
 """
@@ -6,7 +6,6 @@ Pydantic, which a control plane would load for nothing else, is 12 MiB and 0.1 s
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 import typing
 from collections.abc import Mapping
 from functools import cache
@@ -42,7 +41,8 @@ def setting(
     secret: bool = False,
     **default: Any,
 ) -> Any:
-    """A field of a settings class. What it may be stands in its type: choices, bounds and patterns as `Meta`.
+    """A field of a settings class. Its type says what it may be: choices; bounds as `Meta`; patterns too,
+    with `extra={"must": "begin with …"}` for people.
 
     Args:
         variable: of the environment; None: the prefix and the field's name. `aliases` are asked after it.
@@ -68,25 +68,6 @@ def declared(settings: type, prefix: str) -> Mapping[str, Setting]:
             secret=not field.repr,
         )
     return known
-
-
-def from_variables(known: Mapping[str, Setting], environment: Mapping[str, str]) -> Given:
-    """What the environment says."""
-    return {
-        name: (variable, environment[variable])
-        for name, entry in known.items()
-        for variable in reversed(entry.variables)  # the last one found stays
-        if variable in environment
-    }
-
-
-def from_toml(path: Path) -> Given:
-    """What a file says, by plain names; SettingsError where it cannot be read."""
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SettingsError(f"{path} cannot be read: {error}") from None
-    return {name: (f"{name} in {path}", value) for name, value in values.items()}
 
 
 def converted(known: Mapping[str, Setting], given: Given) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -18,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from agent_runner.declared import Given, Setting, converted, declared, from_toml, from_variables, setting
+from agent_runner.declared import Given, Setting, converted, declared, setting
 from agent_runner.errors import SettingsError
 
 PREFIX = "AGENT_RUNNER_"
@@ -286,13 +287,11 @@ def load(**overrides: Any) -> Settings:
     """
     _read_files_of_variables()
     _refuse_unknown_names(os.environ)
-    known = known_settings()
-    flags = {name: value for name, value in overrides.items() if value is not None}
     files = [path for path in (_project_file(), _user_file()) if path is not None]
-    given = {name: (name, value) for name, value in flags.items()}
-    for source in (from_variables(known, os.environ), *(_from_file(path) for path in files)):
+    given: Given = {name: (name, value) for name, value in overrides.items() if value is not None}
+    for source in (_from_variables(os.environ), *(_from_file(path) for path in files)):
         given = {**source, **given}  # what was found before counts more
-    values = converted(known, given)
+    values = converted(known_settings(), given)
     settings = Settings(**values, given=frozenset(values))
     _refuse_open_door(settings)
     return settings
@@ -316,12 +315,24 @@ def _read_files_of_variables() -> None:
                 raise SettingsError(f"{name}: {path} cannot be read: {error.strerror}") from None
 
 
+def _from_variables(environment: Mapping[str, str]) -> Given:
+    return {
+        name: (variable, environment[variable])
+        for name, entry in known_settings().items()
+        for variable in reversed(entry.variables)  # the last one found stays
+        if variable in environment
+    }
+
+
 def _from_file(path: Path) -> Given:
-    given = from_toml(path)
-    for name in given:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}") from None
+    for name in values:
         if name not in known_settings():
             raise _unknown(f"{name} in {path}", name, known_settings())
-    return given
+    return {name: (f"{name} in {path}", value) for name, value in values.items()}
 
 
 def _refuse_unknown_names(environment: Mapping[str, str]) -> None:
