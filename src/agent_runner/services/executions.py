@@ -58,6 +58,7 @@ from agent_runner.v1.options_pb2 import (
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
 from ai.stigmer.agentic.agentexecution.v1.command_pb2 import AgentExecutionUpdateStatusInput
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
+    EXECUTION_CANCELLED,
     EXECUTION_PENDING,
     EXECUTION_PHASE_UNSPECIFIED,
     ExecutionPhase,
@@ -246,8 +247,13 @@ class ExecutionService(ResourceService[AgentExecution]):
         """
         record, status, _time = await self._watches.status(self._key(execution_id, "execution_id").id)
         text = reason[:1000] or "The execution was terminated."
-        if is_terminal(status.phase) or not await self._runs.terminate(record, text):
-            raise _ended(record.id, await self._watches.phase(record.id))
+        if is_terminal(status.phase):
+            raise _ended(record.id, status.phase)
+        if not await self._runs.terminate(record, text):
+            # A runner that learned of it first has said so itself; one that was done before has won.
+            phase = await self._watches.phase(record.id)
+            if phase != EXECUTION_CANCELLED:
+                raise _ended(record.id, phase)
         return await self._watches.execution(record.id)
 
     async def pause(self, execution_id: str, reason: str = "") -> AgentExecution:

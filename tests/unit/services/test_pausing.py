@@ -20,6 +20,7 @@ from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
     EXECUTION_COMPLETED,
     EXECUTION_IN_PROGRESS,
     EXECUTION_PENDING,
+    ExecutionPhase,
 )
 
 PAUSED = ExecutionEvent(paused=Paused())
@@ -147,6 +148,32 @@ async def test_terminating_ends_at_once_and_fences_the_runner_off(
     for step in (services.executions.terminate, services.executions.pause, services.executions.resume):
         with pytest.raises(FailedPreconditionError, match="has ended already"):
             await step(running.metadata.id)
+
+
+@pytest.mark.parametrize("end", [EXECUTION_CANCELLED, EXECUTION_COMPLETED])
+async def test_a_runner_that_is_faster_than_terminating_has_the_last_word(
+    world: World,
+    services: Services,
+    running: AgentExecution,
+    monkeypatch: pytest.MonkeyPatch,
+    end: ExecutionPhase.ValueType,
+) -> None:
+    runner = Runner(services, running.metadata.id)
+    await runner.start()
+    terminate = world.workflows.terminate
+
+    async def and_the_runner_reports(execution_id: str, reason: str) -> bool:
+        done = await terminate(execution_id, reason)
+        await runner.send(ExecutionEvent(phase_changed={"phase": end}))
+        return done
+
+    monkeypatch.setattr(world.workflows, "terminate", and_the_runner_reports)
+    if end == EXECUTION_CANCELLED:
+        ended = await services.executions.terminate(running.metadata.id)
+        assert ended.status.phase == EXECUTION_CANCELLED
+    else:
+        with pytest.raises(FailedPreconditionError, match="completed"):
+            await services.executions.terminate(running.metadata.id)
 
 
 async def test_without_temporal_nothing_is_terminated(
