@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import time
 from pathlib import Path
@@ -11,7 +10,6 @@ from pathlib import Path
 import psutil
 
 from agent_runner.client import AgentRunner
-from agent_runner.errors import FailedPreconditionError
 from bench.plans import Plan
 from bench.product import Processes, client, make_agent
 from bench.rows import Floor, Row, most, row_of
@@ -51,7 +49,5 @@ async def _killed(runner: AgentRunner, processes: Processes, agent_id: str, succ
         elif killed and event.WhichOneof("event") == "attempt_started":
             break
     taken = time.perf_counter() - killed
-    # The workflow's end may have been noted before the call says so.
-    with contextlib.suppress(FailedPreconditionError):
-        await runner.executions.terminate(execution.metadata.id)
+    await runner.executions.terminate(execution.metadata.id)
     return taken
