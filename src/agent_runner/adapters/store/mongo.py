@@ -62,7 +62,7 @@ class MongoResourceStore:
         try:
             with translated_but_duplicates():
                 if expected:
-                    result = await self._resources.replace_one(query, document)
+                    result = await self._resources.replace_one(query, document, hint=BY_ID)
                     if not result.matched_count:
                         raise ConflictError(key.kind, key.id, expected)
                 else:
