@@ -50,7 +50,8 @@ class MemorySlots(CustomSlotSupplier):
         def wake() -> None:
             loop.call_soon_threadsafe(freed.set)
 
-        self._wakeups.add(wake)
+        with self._lock:
+            self._wakeups.add(wake)
         try:
             while True:
                 freed.clear()
@@ -63,7 +64,8 @@ class MemorySlots(CustomSlotSupplier):
                 except TimeoutError:
                     continue
         finally:
-            self._wakeups.discard(wake)
+            with self._lock:
+                self._wakeups.discard(wake)
 
     def try_reserve_slot(self, ctx: SlotReserveContext) -> SlotPermit | None:
         """A slot, if there is one now."""

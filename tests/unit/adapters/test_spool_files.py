@@ -151,6 +151,21 @@ def test_a_file_is_held_by_one_until_it_is_let_go() -> None:
     assert SpoolFile.take(path) is None
 
 
+def test_a_file_that_cannot_be_moved_is_let_go_of_even_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError("The directory is read-only.")
+
+    with written([1]) as path:
+        for way in ("rename", "unlink"):
+            file = SpoolFile.take(path)
+            assert file is not None
+            with monkeypatch.context() as patched, pytest.raises(PermissionError):
+                patched.setattr(Path, way, refused)
+                file.set_aside() if way == "rename" else file.remove()
+        with taken(path) as again:
+            assert read_all(again) == expected(1)
+
+
 def test_a_file_is_private_and_is_not_written_over(tmp_path: Path) -> None:
     path = tmp_path / "aex-1.1.events"
     file = SpoolFile.create(path)

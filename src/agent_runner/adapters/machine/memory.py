@@ -40,6 +40,4 @@ def _share_of(group: Path) -> float:
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         return (used - int(stat["inactive_file"])) / int(limit) if limit != "max" else 0.0
     except (OSError, ValueError, KeyError, ZeroDivisionError):
-        return (
-            0.0  # it has no such files, as the topmost one, or is not to be read: it limits nothing we know
-        )
+        return 0.0  # without such files, as the topmost one, or not to be read: no limit we know

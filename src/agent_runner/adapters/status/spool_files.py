@@ -202,9 +202,10 @@ class SpoolFile:
 
     def remove(self) -> None:
         """Remove it and let go of it."""
-        # In this order: held until it is gone.
-        self.path.unlink(missing_ok=True)
-        self.close()
+        try:
+            self.path.unlink(missing_ok=True)
+        finally:
+            self.close()  # in this order: held until it is gone
 
     @property
     def aside(self) -> Path:
@@ -213,8 +214,10 @@ class SpoolFile:
 
     def set_aside(self) -> None:
         """Keep it for people to look at, where nobody tries to deliver it, and let go of it."""
-        self.path.rename(self.aside)
-        self.close()
+        try:
+            self.path.rename(self.aside)
+        finally:
+            self.close()
 
     def _records(self) -> Iterator[Record]:
         """The records from `_read_from` on, up to a torn end."""
