@@ -100,6 +100,8 @@ def _kind(kind: inspect.Type) -> tuple[inspect.Type, str]:
             number = "a whole number" if isinstance(kind, inspect.IntType) else "a number"
             bounds = [f" {to} {bound}" for to, bound in (("from", least), ("to", most)) if bound is not None]
             return kind, "".join(["be ", number, *bounds])
+        case inspect.CustomType():
+            return kind, "be a path"
         case _:
             return kind, "be text"
 
@@ -113,4 +115,7 @@ def _plain(kind: inspect.Type, value: Any) -> Any:
 
 
 def _path(_: type, value: Any) -> Path:
-    return Path(value).expanduser().absolute()
+    try:
+        return Path(value).expanduser().absolute()
+    except RuntimeError as error:  # ~name of nobody here; msgspec tells a ValueError as a wrong value
+        raise ValueError(str(error)) from error

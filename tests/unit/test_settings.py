@@ -199,3 +199,9 @@ def test_the_reference_describes_every_setting() -> None:
 
 def test_the_image_named_is_the_one_containers_get_without_a_word() -> None:
     assert load().sandbox_image == DEFAULT_IMAGE
+
+
+def test_a_home_of_nobody_is_a_wrong_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENT_RUNNER_DATA_DIR", "~nobody-of-this-name/data")
+    with pytest.raises(SettingsError, match="AGENT_RUNNER_DATA_DIR: must be a path, not '~nobody"):
+        load()
