@@ -74,7 +74,9 @@ class StartAttemptResponse(_message.Message):
     attempt: _builtins.int
     """To be sent with every append."""
     token: _builtins.str
-    """Shows that the caller is this attempt; for `ResolveEnvironment`. Kept as a hash alone, told only here."""
+    """Shows that the caller is this attempt; for `ResolveEnvironment` and `UploadToolResult`. Kept as a hash
+    alone, told only here.
+    """
     @_builtins.property
     def execution(self) -> _api_pb2.AgentExecution:
         """The execution with its status, after `attempt_started`."""
@@ -371,7 +373,7 @@ class UploadToolResultRequest(_message.Message):
     HEADER_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
-    """At most 1 MiB; runners send 256 KiB at a time."""
+    """At most 1 MiB; runners send 48 Ki characters at a time."""
     @_builtins.property
     def header(self) -> Global___UploadToolResultHeader: ...
     def __init__(
