@@ -9,10 +9,11 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 from unit.services.conftest import World
 from unit.services.fakes.resources import (
     COMPLETED,
@@ -258,13 +259,13 @@ async def test_readiness_tells_that_the_database_is_away(
     url: str, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def away(*_: object) -> None:
-        raise UnavailableError("The database is away.")
+        raise UnavailableError("mongo-0.internal:27017 refuses connections.")
 
     monkeypatch.setattr(world.store, "get", away)
     async with httpx.AsyncClient(base_url=url) as client:
         answer = await client.get("/readyz")
         assert answer.status_code == 503
-        assert answer.json() == {"ready": False, "problem": "The database is away."}
+        assert answer.json() == {"ready": False, "problem": "The database does not answer."}
 
 
 async def test_a_port_that_is_taken_is_told_or_gone_around() -> None:
@@ -277,6 +278,24 @@ async def test_a_port_that_is_taken_is_told_or_gone_around() -> None:
         other = Console(listen, "127.0.0.1:1", None, elsewhere=True)
         assert await other.start() != f"http://{listen}"
         await other.stop()
+
+
+async def test_a_web_port_that_fails_says_so_and_keeps_nobody_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(_: Console) -> NoReturn:
+        raise ImportError("There is no such library here.")
+
+    monkeypatch.setattr(Console, "_load", broken)
+    console = Console("127.0.0.1:0", "127.0.0.1:1", None)
+    with capture_logs() as logs:
+        async with httpx.AsyncClient(base_url=await console.start()) as client:
+            with pytest.raises(httpx.ReadError):
+                await client.get("/healthz")
+            with pytest.raises(httpx.ConnectError):
+                await client.get("/healthz")
+        await console.stop()
+    assert "web port has failed" in [entry["event"] for entry in logs]
 
 
 async def test_what_a_tool_gave_is_text_for_nobody_to_run(

@@ -114,9 +114,11 @@ class WebPort:
         problem = ""
         try:
             info = await self._client.server_info()
-            problem = info.database_problem
-            if not info.temporal_reachable:
-                problem = f"Temporal does not answer. {problem}".strip()
+            away = [] if info.temporal_reachable else ["Temporal does not answer."]
+            if info.database_problem:
+                # Without the problem, which names hosts: this is told to whoever asks.
+                away.append("The database does not answer.")
+            problem = " ".join(away)
         except AgentRunnerError as error:
             problem = str(error)
         answer = {"ready": not problem} | ({"problem": problem} if problem else {})

@@ -85,8 +85,13 @@ class Console:
         self._serving = asyncio.create_task(self._serve(self._listener), name="web port")
 
     async def _serve(self, listener: socket.socket) -> None:
-        self._server = await asyncio.to_thread(self._load)
-        await self._server.serve(listener)
+        try:
+            self._server = await asyncio.to_thread(self._load)
+            await self._server.serve(listener)
+        # The edge of a task nobody watches.
+        except Exception:
+            log.exception("web port has failed")
+            listener.close()  # who calls is refused, rather than kept waiting
 
     def _load(self) -> WebServer:
         from agent_runner.console.serving import WebServer
