@@ -70,8 +70,10 @@ def _phase(resource: Any) -> str:
     from agent_runner.client.executions import phase_name
 
     name = phase_name(resource.status.phase)
-    position = resource.status.run.queue_position
-    return f"{name} ({position} before it)" if position else name
+    run = resource.status.run
+    if run.paused:
+        return f"{name} (paused)"
+    return f"{name} ({run.queue_position} before it)" if run.queue_position else name
 
 
 def _server_type(resource: Any) -> str:

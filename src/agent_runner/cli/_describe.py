@@ -54,7 +54,7 @@ def _execution(execution: Any) -> list[str]:
     ]
     if status.error:
         lines.append(_line("Error", status.error))
-    lines += _run(status.run)
+    lines += _run(execution.metadata.id, status.run)
     if spec.runtime_env:
         lines.append(_line("Variables", ", ".join(sorted(spec.runtime_env))))
     lines += ["", "Message:", *_indented(spec.message)]
@@ -72,8 +72,10 @@ def _execution(execution: Any) -> list[str]:
     return lines
 
 
-def _run(run: Any) -> list[str]:
+def _run(execution_id: str, run: Any) -> list[str]:
     lines = []
+    if run.paused:
+        lines.append(_line("Paused", f"goes on with: agent-runner resume {execution_id}"))
     for name, value in (("Model", run.model), ("Engine", run.engine), ("Sandbox", run.sandbox_id)):
         if value:
             lines.append(_line(name, value))
@@ -81,6 +83,8 @@ def _run(run: Any) -> list[str]:
         lines.append(_line("Attempt", run.attempt))
     if run.queue_position:
         lines.append(_line("Queue", f"{run.queue_position} before it"))
+    if run.joined_execution_id:
+        lines.append(_line("Joined", f"{run.joined_execution_id}, which answers it"))
     if run.skills:
         lines.append(_line("Skills", ", ".join(f"{s.name}@{s.hash[:12]}" for s in run.skills)))
     lines += [_line("Warning", warning) for warning in run.warnings]
