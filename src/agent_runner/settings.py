@@ -156,8 +156,8 @@ class Settings:
     )
     artifact_store: str | None = setting(
         default=None,
-        description="URL of the store of skills: `file:///folder`, `s3://bucket/prefix`, … "
-        "Unset: a folder in the data directory.",
+        description="URL of the store of skills and of long results of tools: `file:///folder`, "
+        "`s3://bucket/prefix`, … Unset: a folder in the data directory.",
     )
     skill_archive_bytes: Annotated[int, Meta(ge=1024)] = setting(
         default=100 << 20,
