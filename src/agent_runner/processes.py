@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import BinaryIO
 
 import structlog
 
@@ -96,9 +97,8 @@ class SupervisedProcess:
 
     async def _spawn(self) -> None:
         command = self._command
-        _rotate(command.log_path)
         guard = [sys.executable, "-I", "-S", "-c", _GUARD, str(int(signal.SIGKILL)), str(os.getpid())]
-        with command.log_path.open("ab") as output:
+        with await asyncio.to_thread(_log_file, command.log_path) as output:
             self._process = await asyncio.create_subprocess_exec(
                 *guard,
                 *command.argv,
@@ -121,11 +121,11 @@ class SupervisedProcess:
         except TimeoutError:
             raise UnavailableError(
                 f"{command.name} did not serve within {command.ready_within.total_seconds():.0f} s. "
-                f"Its log is {command.log_path}.{_last_lines(command.log_path)}"
+                f"Its log is {command.log_path}.{await asyncio.to_thread(_last_lines, command.log_path)}"
             ) from None
         raise UnavailableError(
             f"{command.name} ended with code {process.returncode}. "
-            f"Its log is {command.log_path}.{_last_lines(command.log_path)}"
+            f"Its log is {command.log_path}.{await asyncio.to_thread(_last_lines, command.log_path)}"
         )
 
     async def _supervise(self) -> None:
@@ -164,10 +164,12 @@ def _signal_group(pid: int, number: signal.Signals) -> None:
         os.killpg(pid, number)
 
 
-def _rotate(path: Path) -> None:
+def _log_file(path: Path) -> BinaryIO:
+    """Opened to be added to; what has grown too long is put aside first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and path.stat().st_size > _KEEP_LOG_BYTES:
         path.replace(path.with_name(path.name + ".1"))
+    return path.open("ab")
 
 
 def _last_lines(path: Path, count: int = 5) -> str:

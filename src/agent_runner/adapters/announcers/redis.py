@@ -17,6 +17,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.driver_info import DriverInfo
 from redis.exceptions import AuthenticationError, RedisError
 
 from agent_runner.adapters.announcers.memory import MemoryAnnouncer
@@ -47,7 +48,12 @@ class RedisAnnouncer:
 
     def __init__(self, url: str, *, queue_limit: int = 1000) -> None:
         try:
-            self._redis: Any = Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=5)
+            self._redis: Any = Redis.from_url(
+                url,
+                retry=Retry(NoBackoff(), 0),
+                socket_connect_timeout=5,
+                driver_info=DriverInfo(),  # else each connection looks its version up in files
+            )
         except ValueError as error:
             # What it quotes may be a part of the password.
             detail = "escape :/?#[]@% in its user and password as %3A…" if "@" in url else str(error)

@@ -79,7 +79,7 @@ class Leases:
         if not self._closed:
             self._closed = True
             await self._call(self._close)
-            self._thread.shutdown()
+            await asyncio.to_thread(self._thread.shutdown)
 
     async def _call(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

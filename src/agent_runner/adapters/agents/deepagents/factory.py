@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import cache
-from importlib.metadata import version
 from typing import Any
 
-from deepagents import create_deep_agent
+from deepagents import __version__, create_deep_agent
 from deepagents.backends import CompositeBackend
 from deepagents.middleware.subagents import GENERAL_PURPOSE_SUBAGENT
 from langchain.agents.middleware import AgentMiddleware, TodoListMiddleware
@@ -47,12 +45,6 @@ class _Todos(TodoListMiddleware[Any]):
     aafter_model = AgentMiddleware.aafter_model
 
 
-@cache
-def _engine() -> str:
-    """Name and version; looking a version up reads files."""
-    return f"deepagents {version('deepagents')}"
-
-
 class DeepAgentsFactory:
     """The `AgentFactory` of deepagents.
 
@@ -79,7 +71,7 @@ class DeepAgentsFactory:
 
     @property
     def engine(self) -> str:
-        return _engine()
+        return f"deepagents {__version__}"
 
     @asynccontextmanager
     async def open(

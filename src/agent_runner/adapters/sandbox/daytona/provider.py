@@ -238,7 +238,7 @@ class DaytonaProvider:
         result = await call(lambda: remote.process.exec(script, cwd="/", timeout=120), seconds=150)
         if result.exit_code != 0:
             raise SandboxUnavailableError(f"Skills could not be laid out: {(result.result or '')[-500:]}")
-        empty = fingerprint_of_nothing()
+        empty = await asyncio.to_thread(fingerprint_of_nothing)
         return [ALTERED] if any(there.get(name, empty) != empty for name in wrong) else []
 
     async def _destroy(self, remote: AsyncSandbox) -> None:

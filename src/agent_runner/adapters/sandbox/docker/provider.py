@@ -153,7 +153,7 @@ class DockerProvider:
 
     async def aclose(self) -> None:
         if self._profile is not None:
-            self._profile.close()
+            await asyncio.to_thread(self._profile.close)
             self._profile = None
         if self._engine is not None:
             await self._engine.aclose()
@@ -206,7 +206,7 @@ class DockerProvider:
 
     async def _make(self, session_id: str) -> None:
         labels = self._labels(session_id)
-        shared = self._shared(session_id) if self._shared else None
+        shared = await asyncio.to_thread(self._shared, session_id) if self._shared else None
         for part in () if shared else PLACES:
             volume = {"Name": volume_name(session_id, part), "Labels": labels}
             await self._request("POST", "volumes/create", body=volume)
@@ -228,7 +228,7 @@ class DockerProvider:
     async def _seccomp(self) -> Sequence[str]:
         if self._profile is None:
             version = await self._request("GET", "version")
-            self._profile = SeccompOption(version, self._url or find_engine())
+            self._profile = await asyncio.to_thread(SeccompOption, version, self._url or find_engine())
         return self._profile.words
 
     async def _lay_out_skills(self, session_id: str, skills: Mapping[str, Path]) -> None:

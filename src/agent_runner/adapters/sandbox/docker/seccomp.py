@@ -19,7 +19,7 @@ class SeccompOption:
     """
 
     def __init__(self, version: Mapping[str, Any], url: str) -> None:
-        """`version` is the engine's answer to `/version`."""
+        """`version` is the engine's answer to `/version`. Blocks."""
         self._file: Path | None = None
         names = [str(component.get("Name", "")) for component in version.get("Components") or ()]
         if not any("podman" in name.lower() for name in names):
@@ -34,6 +34,7 @@ class SeccompOption:
             self.words = ()
 
     def close(self) -> None:
+        """Remove the file. Blocks."""
         if self._file is not None:
             with suppress(FileNotFoundError):
                 self._file.unlink()

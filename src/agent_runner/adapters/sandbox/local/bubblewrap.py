@@ -88,7 +88,7 @@ class Confinement:
     proxy: Path | None = None
     groups: Groups | None = None
 
-    def launcher(self, arguments: int, inner: Sequence[str]) -> list[str]:
+    async def launcher(self, arguments: int, inner: Sequence[str]) -> list[str]:
         """The whole argument list. Bubblewrap's own options come by descriptor, so that they cannot
         be read inside from `/proc/1/cmdline`."""
         become: list[str] = []
@@ -99,15 +99,15 @@ class Confinement:
             become = ["setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups", "--"]
         if self.proxy is not None:
             inner = [*PRELUDE, *inner]
-        if self.groups and (entered := self.groups.make(self.session.name)):
+        if self.groups and (entered := await self.groups.make(self.session.name)):
             # Entered before anything of the session's runs, so that no process can be outside.
             become = ["sh", "-c", JOIN, "sh", " ".join(map(str, entered)), *become]
         return [*become, *self.limits.command(), self.program, "--args", str(arguments), "--", *inner]
 
-    def rest(self) -> None:
+    async def rest(self) -> None:
         """Called when no command of the session runs any more."""
         if self.groups:
-            self.groups.remove(self.session.name)
+            await self.groups.remove(self.session.name)
 
     def options(self, *, seccomp: int, status: int, cwd: str, env: Mapping[str, str]) -> list[str]:
         """Bubblewrap's options. What the agent can write is mounted last, and nothing below it."""

@@ -7,10 +7,12 @@ worker (`Delegate=yes`, with `DelegateSubgroup=`, for the kernel wants no proces
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,20 +45,33 @@ DEFAULT_GROUP_LIMITS = GroupLimits()
 
 
 class Groups:
-    """Makes and removes the control groups of sessions, for well under a millisecond each."""
+    """Makes and removes the control groups of sessions.
+
+    Each takes a tenth of a millisecond, but the kernel has one lock for all groups and may hold it for
+    tens of them while a process enters another one.
+    """
 
     def __init__(self, owner: Path, limits: GroupLimits, mount: Path = _MOUNT) -> None:
         """`owner` tells apart several installations on one host: each removes its own groups only."""
         self._prefix = f"agent-runner-{hashlib.sha256(str(owner).encode()).hexdigest()[:8]}-"
         self._bases = _version_2(mount, limits) or _version_1(mount, limits)
         self._made: set[str] = set()
+        # One thread and no lock: a session's groups are removed before its next command makes them anew.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cgroups")
 
     @property
     def available(self) -> bool:
         return bool(self._bases)
 
-    def make(self, name: str) -> Sequence[Path]:
+    async def make(self, name: str) -> Sequence[Path]:
         """The session's groups, made if need be; none where that does not work after all."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._make, name)
+
+    async def remove(self, name: str) -> None:
+        """Remove the session's groups, if no process that has not quite ended keeps them."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._remove, name)
+
+    def _make(self, name: str) -> Sequence[Path]:
         groups = [base / f"{self._prefix}{name}" for base in self._bases]
         self._made.add(name)
         try:
@@ -65,12 +80,11 @@ class Groups:
                 for file, value in files.items():
                     (group / file).write_text(value)
         except OSError:
-            self.remove(name)
+            self._remove(name)
             return []
         return groups
 
-    def remove(self, name: str) -> bool:
-        """Remove the session's groups; False where processes that have not quite ended keep them."""
+    def _remove(self, name: str) -> bool:
         gone = True
         for base in self._bases:
             try:
@@ -84,15 +98,18 @@ class Groups:
         return gone
 
     def remove_surely(self, names: Iterable[str] | None = None) -> None:
-        """Remove groups, all made here if none are named; waits half a second for processes to end."""
+        """Remove groups, all made here if none are named; blocks half a second for processes to end."""
         for name in tuple(self._made if names is None else names):
             for _ in range(50):
-                if self.remove(name):
+                if self._remove(name):
                     break
                 time.sleep(0.01)
 
     def sweep(self) -> None:
-        """Remove what killed workers left. A group in use stays; one about to be is made again, or missed."""
+        """Remove what killed workers left. A group in use stays; one about to be is made again, or missed.
+
+        Blocks.
+        """
         for base in self._bases:
             for group in base.glob(f"{self._prefix}*"):
                 with suppress(OSError):

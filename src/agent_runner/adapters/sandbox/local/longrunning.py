@@ -34,7 +34,7 @@ async def open_process(
             with local._memory_file("options", local._joined(options)) as arguments:
                 view = [] if sandbox._wrapping.view is None else [sandbox._wrapping.view]
                 process = await PipedProcess.start(
-                    sandbox._wrapping.launcher(arguments, argv),
+                    await sandbox._wrapping.launcher(arguments, argv),
                     env=local._LAUNCHER_ENVIRONMENT,
                     pass_fds=[seccomp, null, arguments, *view],
                 )

@@ -115,8 +115,7 @@ class LocalProvider:
     async def ensure(self, spec: SandboxSpec) -> Sandbox:
         session_id = check_session_id(spec.session_id)
         prepared = await self._prepare()
-        known = (self._sessions / session_id / "workspace").is_dir()
-        uid = await asyncio.to_thread(self._layout.make, session_id, spec.skills)
+        known, uid = await asyncio.to_thread(self._placed, session_id, spec.skills)
         sandbox_id = f"{self.kind}-{session_id}"
         lost = spec.previous_id == sandbox_id and not known
         return LocalSandbox(
@@ -128,6 +127,11 @@ class LocalProvider:
             commands=self._commands.setdefault(session_id, Commands()),
             warnings=[*self._warnings, *([LOST] if lost else [])],
         )
+
+    def _placed(self, session_id: str, skills: Mapping[str, Path]) -> tuple[bool, int]:
+        """Whether the session's files were there before, and whom they belong to."""
+        known = (self._sessions / session_id / "workspace").is_dir()
+        return known, self._layout.make(session_id, skills)
 
     async def stop(self, session_id: str) -> None:
         if commands := self._commands.pop(check_session_id(session_id), None):

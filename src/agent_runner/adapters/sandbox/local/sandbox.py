@@ -31,9 +31,9 @@ class Wrapping(Protocol):
     @property
     def view(self) -> int | None: ...
 
-    def launcher(self, arguments: int, inner: Sequence[str]) -> list[str]: ...
+    async def launcher(self, arguments: int, inner: Sequence[str]) -> list[str]: ...
 
-    def rest(self) -> None: ...
+    async def rest(self) -> None: ...
 
     def options(self, *, seccomp: int, status: int, cwd: str, env: Mapping[str, str]) -> list[str]: ...
 
@@ -118,7 +118,7 @@ class LocalSandbox:
             raise
         finally:
             if not self._commands.any:
-                self._wrapping.rest()
+                await self._wrapping.rest()
         return ExecResult(
             finished.code, finished.stdout, finished.stderr, finished.timed_out, finished.truncated
         )
@@ -171,7 +171,7 @@ class LocalSandbox:
                     if self._wrapping.view is not None:
                         descriptors.append(self._wrapping.view)
                     finished = await run_process(
-                        self._wrapping.launcher(arguments, ["bash", f"/dev/fd/{script_fd}"]),
+                        await self._wrapping.launcher(arguments, ["bash", f"/dev/fd/{script_fd}"]),
                         env=_LAUNCHER_ENVIRONMENT,
                         timeout=timeout,
                         output_limit=output_limit,

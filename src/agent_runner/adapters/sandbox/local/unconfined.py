@@ -35,10 +35,10 @@ class HostView:
     session: Path
     view: None = None
 
-    def launcher(self, arguments: int, inner: Sequence[str]) -> list[str]:
+    async def launcher(self, arguments: int, inner: Sequence[str]) -> list[str]:
         return [self.program, "--args", str(arguments), "--", *inner]
 
-    def rest(self) -> None:
+    async def rest(self) -> None:
         return None
 
     def options(self, *, seccomp: int, status: int, cwd: str, env: Mapping[str, str]) -> list[str]:

@@ -7,7 +7,7 @@ import errno
 import os
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from agent_runner.adapters.sandbox.local.files import SessionFiles
 from agent_runner.adapters.sandbox.threads import in_thread
@@ -29,7 +29,7 @@ class LocalWorkspace:
     async def read(self, path: str, *, chunk_size: int = 1 << 20) -> AsyncIterator[bytes]:
         with _told_plainly(path):
             opened = self._files.open_file(path)
-            descriptor = opened.__enter__()
+            descriptor = await _entered(opened)
         try:
             # As long as it is now: a file the agent keeps writing to would have no end.
             left = os.fstat(descriptor).st_size
@@ -46,7 +46,7 @@ class LocalWorkspace:
         size = 0
         replacing = self._files.replacing(path)
         with _told_plainly(path):
-            descriptor = replacing.__enter__()
+            descriptor = await _entered(replacing)
         try:
             async for chunk in chunks:
                 with _told_plainly(path):
@@ -57,8 +57,20 @@ class LocalWorkspace:
             replacing.__exit__(*sys.exc_info())
             raise
         with _told_plainly(path):
-            replacing.__exit__(None, None, None)
+            await in_thread(replacing.__exit__, None, None, None)
         return size
+
+
+async def _entered(files: AbstractContextManager[int]) -> int:
+    """Enter on a thread; left again where the caller is cancelled meanwhile."""
+    entering = asyncio.get_running_loop().run_in_executor(None, files.__enter__)
+    try:
+        return await asyncio.shield(entering)
+    except asyncio.CancelledError:
+        await asyncio.wait([entering])
+        if entering.exception() is None:
+            await in_thread(files.__exit__, *sys.exc_info())
+        raise
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
