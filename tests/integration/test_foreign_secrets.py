@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import secrets
 import shutil
 import tempfile
@@ -20,7 +21,7 @@ from agent_runner.adapters.secrets.keyring import Keyring, new_key
 from agent_runner.adapters.store.sqlite import SqliteDatabase, SqliteEventLog, SqliteResourceStore
 from agent_runner.controlplane.server import ControlPlane
 from agent_runner.domain.encodings import forms
-from agent_runner.domain.masking import MASK
+from agent_runner.domain.masking import MASK, Masker
 from agent_runner.runner.ends import ServiceEnds
 from agent_runner.services.container import Services, build_services
 from ai.stigmer.agentic.agentexecution.v1 import command_pb2_grpc
@@ -174,3 +175,22 @@ async def test_why_a_foreign_runner_failed_is_masked_too(
     await ServiceEnds(services).end(run.metadata.id, ended)
 
     assert (await services.executions.get(run.metadata.id)).status.error == f"401 for {MASK}"
+
+
+async def test_what_a_foreign_runner_says_after_the_end_is_masked_and_keeps_no_secret_in_memory(
+    services: Services, foreign: Any, canaries: dict[str, str]
+) -> None:
+    run = await running(services, canaries)
+    canary = canaries["agent"]
+
+    def maskers() -> list[Masker]:
+        gc.collect()
+        found = (thing for thing in gc.get_objects() if isinstance(thing, Masker))
+        return [masker for masker in found if masker.text(canary) != canary]
+
+    await update(foreign, run, leak(canary))
+    assert maskers()
+    await update(foreign, run, AgentExecutionStatus(phase=EXECUTION_COMPLETED))
+    answer = await update(foreign, run, leak(canary))
+    assert not found_in(answer.SerializeToString(), canary)
+    assert not maskers()

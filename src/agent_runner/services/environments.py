@@ -114,7 +114,7 @@ class ExecutionEnvironments:
         return answer
 
     async def masker(self, execution_id: str) -> Masker:
-        """Finds the secrets an execution may have been given, of whatever layer; made once for each.
+        """Finds the secrets an execution may have been given, of whatever layer; kept until it ends.
 
         For what a runner says that does not mask by itself. A layer that is gone, or cannot be
         decrypted, was given to nobody either.
@@ -125,16 +125,19 @@ class ExecutionEnvironments:
         execution_id = checked(execution_id)
         known = self._maskers.get(execution_id)
         if known is None:
-            known = Masker(await self._secrets_of(execution_id))
-            if len(self._maskers) >= _MOST_MASKERS:
-                del self._maskers[next(iter(self._maskers))]
-            self._maskers[execution_id] = known
+            async with self._logbook.open(execution_id) as live:
+                assert live.record is not None
+                known = Masker(await self._secrets_of(live.record.message()))
+                if not live.terminal:  # a runner may say something after the end
+                    self._remember(execution_id, known)
         return known
 
-    async def _secrets_of(self, execution_id: str) -> set[str]:
-        async with self._logbook.open(execution_id) as live:
-            assert live.record is not None
-            execution = live.record.message()
+    def _remember(self, execution_id: str, masker: Masker) -> None:
+        if len(self._maskers) >= _MOST_MASKERS:
+            del self._maskers[next(iter(self._maskers))]
+        self._maskers[execution_id] = masker
+
+    async def _secrets_of(self, execution: AgentExecution) -> set[str]:
         secret_names: set[str] = set()
         values: list[tuple[str, str]] = []
         for layer in await self._layers(execution):
