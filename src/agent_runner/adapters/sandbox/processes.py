@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 from agent_runner.adapters.sandbox.output import BoundedOutput, LiveOutput, LiveStream
 from agent_runner.ports.sandboxes import OnOutput
@@ -51,17 +52,7 @@ async def run_process(
     Raises:
         OSError: the program could not be started.
     """
-    process = await asyncio.create_subprocess_exec(
-        *argv,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=dict(env),
-        cwd=cwd,
-        pass_fds=tuple(pass_fds),
-        start_new_session=True,
-        limit=_READ_SIZE * 4,
-    )
+    process = await _start(argv, env, cwd, pass_fds)
     live = LiveOutput(on_output, output_limit)
     stdout, stderr = BoundedOutput(output_limit), BoundedOutput(output_limit)
     ended = asyncio.gather(
@@ -76,11 +67,40 @@ async def run_process(
         timed_out = True
     finally:
         if not ended.done():
-            _kill_group(process.pid)
+            await _kill(process.pid)
             await _settle(ended)
     code = TIMED_OUT if timed_out else _exit_code(process.returncode)
     truncated = stdout.truncated or stderr.truncated
     return Finished(code, stdout.value(), stderr.value(), timed_out, truncated)
+
+
+async def _start(
+    argv: Sequence[str], env: Mapping[str, str], cwd: str | None, pass_fds: Sequence[int]
+) -> asyncio.subprocess.Process:
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=dict(env),
+            cwd=cwd,
+            pass_fds=tuple(pass_fds),
+            start_new_session=True,
+            limit=_READ_SIZE * 4,
+        )
+    )
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        # Cancelled itself, it would kill the one process it knows of, and none of its children.
+        await asyncio.wait([starting])
+        if not starting.cancelled() and starting.exception() is None:
+            process = starting.result()
+            await _kill(process.pid)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(process.communicate(), _SETTLE)
+        raise
 
 
 async def _pump(reader: asyncio.StreamReader | None, kept: BoundedOutput, live: LiveStream) -> None:
@@ -98,9 +118,30 @@ async def _settle(ended: asyncio.Future[tuple[None, None, int]]) -> None:
         await asyncio.wait_for(ended, _SETTLE)
 
 
-def _kill_group(pid: int) -> None:
+async def _kill(pid: int) -> None:
+    """Kill a process group and the children of its leader, which may have left the group.
+
+    Bubblewrap's child does, and does not die with it before it has set the sandbox up: a command killed as
+    it begins would begin all the same, with nobody there to end it.
+    """
     with suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
+        os.killpg(pid, signal.SIGSTOP)  # or it might have another child meanwhile
+        children: list[int] = []
+        try:
+            children = await asyncio.to_thread(_children, pid)
+        finally:
+            os.killpg(pid, signal.SIGKILL)
+        for child in children:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(child, signal.SIGKILL)
+
+
+def _children(pid: int) -> list[int]:
+    """Children of a process with one thread; none where the kernel does not tell."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
 
 
 def _exit_code(returncode: int | None) -> int:
