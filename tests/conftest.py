@@ -5,10 +5,26 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from collections.abc import Iterator
 
 import pytest
+from blocking import Detector
 
 _exit_status = 0
+
+
+@pytest.fixture(scope="session")
+def blocking_detector() -> Iterator[Detector]:
+    with Detector().active() as detector:
+        yield detector
+
+
+@pytest.fixture(autouse=True)
+def nothing_blocks_the_loop(blocking_detector: Detector) -> Iterator[None]:
+    """Fails the test in which code of ours blocked the event loop, wherever the error went."""
+    yield
+    if findings := blocking_detector.take():
+        pytest.fail("\n".join(dict.fromkeys(map(str, findings))), pytrace=False)
 
 
 @pytest.hookimpl(trylast=True)
