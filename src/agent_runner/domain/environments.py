@@ -111,33 +111,6 @@ class MergedEnvironment:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """Plain values of one origin, for whoever has no message at hand.
-
-    Attributes:
-        source: what the layer is called.
-        secrets: names of the values nobody may see.
-    """
-
-    source: str
-    values: Mapping[str, str] = field(repr=False)
-    secrets: frozenset[str] = frozenset()
-
-    def merged(self) -> MergedEnvironment:
-        return MergedEnvironment(
-            {
-                name: Variable(v, name in self.secrets, sources=(self.source,))
-                for name, v in self.values.items()
-            }
-        )
-
-
-def merge_environments(layers: Iterable[Layer]) -> MergedEnvironment:
-    """Merge plain layers in the order agent, environments of the instance, execution."""
-    return merge(layer.merged() for layer in layers)
-
-
 def layer(source: str, data: Mapping[str, Value], *, empty_is_required: bool = False) -> MergedEnvironment:
     """One layer.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from agent_runner.domain import environments
 from agent_runner.domain.encodings import SHORTEST
+from agent_runner.domain.skill_prompts import with_skills
 from agent_runner.errors import FailedPreconditionError
 from agent_runner.ports.agents import SubAgentSpecification
 from agent_runner.ports.environments import EnvironmentResolver, ResolvedEnvironment
@@ -143,7 +144,7 @@ def no_skills(agent: Agent) -> LoadedSkills:
 
 def instructions(agent: Agent, skills: LoadedSkills) -> str:
     """The system prompt: the agent's own, or one line where it has none, and its skills."""
-    return _with_section(agent.spec.instructions.strip() or DEFAULT_INSTRUCTIONS, skills, "")
+    return with_skills(agent.spec.instructions.strip() or DEFAULT_INSTRUCTIONS, skills.sections.get("", ""))
 
 
 def sub_agents(agent: Agent, skills: LoadedSkills, tools: McpTools) -> Sequence[SubAgentSpecification]:
@@ -151,7 +152,7 @@ def sub_agents(agent: Agent, skills: LoadedSkills, tools: McpTools) -> Sequence[
         SubAgentSpecification(
             name=sub.name,
             description=sub.description or sub.name,
-            instructions=_with_section(sub.instructions, skills, sub.name),
+            instructions=with_skills(sub.instructions, skills.sections.get(sub.name, "")),
             tools=tools.for_sub_agent(
                 sub.mcp_servers,
                 {name: choice.enabled_tools for name, choice in sub.mcp_tool_selections.items()},
@@ -159,11 +160,6 @@ def sub_agents(agent: Agent, skills: LoadedSkills, tools: McpTools) -> Sequence[
         )
         for sub in agent.spec.sub_agents
     ]
-
-
-def _with_section(instructions: str, skills: LoadedSkills, name: str) -> str:
-    section = skills.sections.get(name, "")
-    return f"{instructions}\n\n{section}" if section else instructions
 
 
 def model_wishes(spec: AgentExecutionSpec, agent: Agent, pinned: str = "") -> Sequence[ModelOptions]:

@@ -9,12 +9,10 @@ from hypothesis import strategies as st
 from agent_runner.domain.environments import (
     MOST_BYTES,
     UNSET,
-    Layer,
     MergedEnvironment,
     is_variable_name,
     layer,
     merge,
-    merge_environments,
     resolve,
     violations,
 )
@@ -156,13 +154,3 @@ def test_many_large_values_are_refused_together() -> None:
     data = {f"V{i}": value("x" * MOST_BYTES) for i in range(17)}
 
     assert [problem.field for problem in violations("spec.data", data)] == ["spec.data"]
-
-
-def test_plain_layers_merge_by_the_same_rule() -> None:
-    merged = merge_environments(
-        [Layer("agent", {"A": "1", "B": "2"}, frozenset({"A"})), Layer("execution", {"A": "3"})]
-    )
-
-    assert merged.values == {"A": "3", "B": "2"}
-    assert merged.sources == {"A": "execution", "B": "agent"}
-    assert merged.secrets == {"A": "3"}
