@@ -126,10 +126,14 @@ def held(data: DataDirectory) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             state = read_state(data.state)
-            who = f" (process {state.get('pid')}, {state.get('address')})" if state else ""
+            if not state:  # of `agent-runner server`, or not ready yet
+                raise FailedPreconditionError(
+                    f"A control plane runs already in {data.root}. Use it, end its process, or choose "
+                    "another AGENT_RUNNER_DATA_DIR."
+                ) from None
             raise FailedPreconditionError(
-                f"A stack runs already in {data.root}{who}. Use it, stop it with `agent-runner down`, "
-                "or choose another AGENT_RUNNER_DATA_DIR."
+                f"A stack runs already in {data.root} (process {state.get('pid')}, {state.get('address')}). "
+                "Use it, stop it with `agent-runner down`, or choose another AGENT_RUNNER_DATA_DIR."
             ) from None
         try:
             yield

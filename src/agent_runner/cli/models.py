@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from agent_runner.bootstrap.models import ModelFile
 
 FORMATS = click.Choice(["text", "json"])
+_NO_RUNTIME = "missing: pip install 'agent-runner-platform[local-model]'"
 
 
 @click.group("model", short_help="Pull the model that runs on this machine.")
@@ -83,7 +84,7 @@ def status_command(output: str) -> int:
         write(f"model    local:{model.name} ({model.title})")
         share = f"{model.present_bytes() / 1e6:,.0f} of {model.size / 1e6:,.0f} MB"
         write(f"weights  {model.path if model.pulled() else f'not pulled, {share} are here'}")
-        write(f"runtime  {model.runtime() or 'missing: pip install agent-runner-platform[local-model]'}")
+        write(f"runtime  {model.runtime() or _NO_RUNTIME}")
     return _errors.OK if model.pulled() and model.runtime() else _errors.FAILED
 
 
