@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -27,6 +27,7 @@ from unit.services.fakes.resources import (
 )
 from unit.services.fakes.runners import Runner
 
+from agent_runner.console.application import TextStream
 from agent_runner.console.events import EventStream
 from agent_runner.console.server import Console
 from agent_runner.controlplane.server import ControlPlane
@@ -177,6 +178,28 @@ async def test_a_slow_reader_is_cut_off(services: Services, running: AgentExecut
                     await asyncio.sleep(0.01)
             await runner.send(says("a"), *(goes_on("a", "x" * 200_000) for _ in range(60)))
             await quiet(services)
+
+
+async def test_who_reads_a_result_too_slowly_is_cut_off() -> None:
+    closed = asyncio.Event()
+
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        try:
+            while True:
+                yield b"text"
+        finally:
+            closed.set()
+
+    async def takes_nothing(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    async def stays() -> Any:
+        await asyncio.Event().wait()
+
+    answer = TextStream(pieces(), slow_after=timedelta(milliseconds=10))
+    await answer({"type": "http"}, stays, takes_nothing)
+    assert closed.is_set()
 
 
 async def test_streams_end_when_the_server_stops(services: Services, running: AgentExecution) -> None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from datetime import timedelta
 from typing import Final
 
+import structlog
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Send
 
 from agent_runner.client import AgentRunner
 from agent_runner.client.errors import code_of
@@ -29,6 +30,8 @@ from agent_runner.errors import (
     UnavailableError,
 )
 from agent_runner.v1.server_service_pb2 import GetMetricsResponse
+
+log = structlog.get_logger(__name__)
 
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _STATUS: Final[Mapping[type[AgentRunnerError], int]] = {
@@ -146,10 +149,34 @@ class WebPort:
         chunks = self._client.executions.tool_result(request.path_params["id"], request.path_params["call"])
         # What cannot be had is known before the first piece, and told by a status.
         first = await anext(chunks, b"")
-        return StreamingResponse(_after(first, chunks), headers=_TEXT)
+        return TextStream(_after(first, chunks), slow_after=self._slow_after)
 
 
-async def _after(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+class TextStream(StreamingResponse):
+    """Text in pieces, which is closed with the answer.
+
+    Args:
+        slow_after: who takes nothing for so long is cut off: the answer ends without its last chunk.
+    """
+
+    def __init__(self, pieces: AsyncGenerator[bytes, None], *, slow_after: timedelta) -> None:
+        super().__init__(pieces, headers=_TEXT)
+        self._pieces = pieces
+        self._slow_after = slow_after.total_seconds()
+
+    async def stream_response(self, send: Send) -> None:
+        async def put(message: Message) -> None:
+            async with asyncio.timeout(self._slow_after):
+                await send(message)
+
+        try:
+            async with aclosing(self._pieces):
+                await super().stream_response(put)
+        except TimeoutError:
+            log.info("a slow reader was cut off")
+
+
+async def _after(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
     async with aclosing(rest):
         yield first
         async for chunk in rest:
