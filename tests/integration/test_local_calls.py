@@ -80,9 +80,10 @@ async def test_a_fault_of_the_server_ends_the_call_alone(
     async def broken(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError("a secret of the inside")
 
-    monkeypatch.setattr(served.services.agents._store, "get", broken)
-    with pytest.raises(RemoteError) as raised:
-        await served.channel.unary(GET, AgentId(value="agt-01"), Agent)
+    with monkeypatch.context() as patch:
+        patch.setattr(served.services.agents._store, "get", broken)
+        with pytest.raises(RemoteError) as raised:
+            await served.channel.unary(GET, AgentId(value="agt-01"), Agent)
     assert raised.value.code == "INTERNAL"
     assert "inside" not in str(raised.value)
     await served.channel.unary(
