@@ -116,7 +116,8 @@ class EventService:
             FencedError: a later attempt of the same workflow run holds it.
         """
         validate(request)
-        async with self._logbook.open(request.execution_id) as live:
+        # Fresh: after a conflict the record names this attempt, and that one was lost is not seen any more.
+        async with self._logbook.open(request.execution_id, fresh=True) as live:
             return await self._logbook.writing(live, partial(self._start_attempt, live, request))
 
     async def append(self, request: AppendEventsRequest) -> AppendEventsResponse:

@@ -143,6 +143,22 @@ async def test_a_worker_that_is_lost_again_and_again_ends_the_execution(world: W
     await services.aclose()
 
 
+async def test_a_worker_is_known_to_be_lost_at_whatever_control_plane_the_next_one_asks(world: World) -> None:
+    one, two = world.process(replicas=True), world.process(replicas=True)
+    helper = await one.agents.create(agent())
+    execution_id = (await one.executions.create(execution(agent_id=helper.metadata.id))).metadata.id
+    await two.executions.get(execution_id)
+    for attempt, process in enumerate((one, two, one, two), start=1):
+        runner = Runner(process, execution_id)
+        await runner.start(attempt=attempt)
+        await runner.send(IN_PROGRESS)
+
+    started = [event.attempt_started for event in await logged(world, execution_id)]
+    assert [start.lost_before for start in started if start.worker] == [False, True, True, True]
+    for process in (one, two):
+        await process.aclose()
+
+
 async def test_a_worker_whose_start_was_not_answered_asks_again_and_is_not_lost(
     services: Services, world: World, runner: Runner
 ) -> None:
