@@ -121,7 +121,8 @@ async def database_problem(settings: Settings) -> str:
 async def announcements_problem(settings: Settings) -> str:
     """Why the Redis of the settings cannot be used; empty when it can."""
     try:
-        check_sharing(settings)
+        if settings.database is None:  # with one, what is missing beside it is told as the database's
+            check_sharing(settings)
         async with _redis(settings):
             return ""
     except (SettingsError, UnavailableError) as error:

@@ -111,6 +111,20 @@ async def test_announcements_that_cannot_be_used_are_a_problem_of_their_setting(
     async with asyncio.timeout(30):
         problem = await stores.announcements_problem(replace(shared, announcements=f"redis://{NOBODY}"))
     assert problem.startswith("AGENT_RUNNER_ANNOUNCEMENTS: Redis cannot be used right now")
+    assert problem.endswith(". Try again.")
+    assert not problem.endswith(".. Try again.")
+
+
+async def test_what_the_database_lacks_is_no_problem_of_announcements(shared: Settings) -> None:
+    pytest.importorskip("redis")
+    settings = replace(shared, artifact_store=None, announcements=f"redis://{NOBODY}")
+    async with asyncio.timeout(30):
+        database, announcements = (
+            await stores.database_problem(settings),
+            await stores.announcements_problem(settings),
+        )
+    assert "AGENT_RUNNER_ARTIFACT_STORE" in database
+    assert "AGENT_RUNNER_ARTIFACT_STORE" not in announcements
 
 
 def test_passwords_of_addresses_are_kept_out_of_logs(shared: Settings) -> None:

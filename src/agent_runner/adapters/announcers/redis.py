@@ -175,4 +175,5 @@ class RedisAnnouncer:
 
 
 def _unavailable(error: Exception) -> UnavailableError:
-    return UnavailableError(f"Redis cannot be used right now: {error}. Try again.")
+    said = str(error).rstrip(".")  # the library's own words end in one
+    return UnavailableError(f"Redis cannot be used right now: {said}. Try again.")
