@@ -10,8 +10,8 @@ import grpc
 
 from agent_runner.controlplane._calls import Context, guarded
 from agent_runner.controlplane._rpc import Deliver
-from agent_runner.controlplane._uploads import chunks_of, header_of, parts_of
-from agent_runner.errors import SlowWatcherError, UnavailableError
+from agent_runner.controlplane._uploads import chunks_of, drain, header_of, parts_of
+from agent_runner.errors import AgentRunnerError, SlowWatcherError, UnavailableError
 from agent_runner.services.tool_results import ToolResultService
 from agent_runner.services.validation import validate
 from agent_runner.v1 import runner_service_pb2
@@ -29,7 +29,11 @@ class ToolResultController:
 
     async def upload(self, requests: AsyncIterator[bytes]) -> UploadToolResultResponse:
         parts = parts_of(requests, UploadToolResultRequest)
-        key = await self._results.keep(await header_of(parts), chunks_of(parts))
+        try:
+            key = await self._results.keep(await header_of(parts), chunks_of(parts))
+        except AgentRunnerError:
+            await drain(requests)
+            raise
         return UploadToolResultResponse(artifact_key=key)
 
     async def get(self, request: GetToolResultRequest, deliver: Deliver) -> None:
