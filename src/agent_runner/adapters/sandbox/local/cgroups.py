@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -108,12 +109,40 @@ class Groups:
     def sweep(self) -> None:
         """Remove what killed workers left. A group in use stays; one about to be is made again, or missed.
 
-        Blocks.
+        A worker that is killed just as it begins a command may leave the inner one of two bubblewraps,
+        which waits for the outer one for ever. Such ones are ended. Blocks.
         """
         for base in self._bases:
             for group in base.glob(f"{self._prefix}*"):
                 with suppress(OSError):
+                    _end_orphans(group)
                     group.rmdir()
+
+
+def _end_orphans(group: Path) -> None:
+    if os.getpid() == 1:  # whose own commands would look like orphans
+        return
+    for line in (group / "cgroup.procs").read_text().split():
+        if _is_orphan(int(line)):
+            with suppress(ProcessLookupError):
+                os.kill(int(line), signal.SIGKILL)
+
+
+def _is_orphan(pid: int) -> bool:
+    """Whether it is a bubblewrap whose parent is gone: a worker, or the outer one of the two, is missing."""
+    found = _name_and_parent(pid)
+    if found is None or found[0] != "bwrap":
+        return False
+    parent = found[1]
+    return parent == 1 or (_name_and_parent(parent) or ("", 0))[0] == "systemd"
+
+
+def _name_and_parent(pid: int) -> tuple[str, int] | None:
+    try:
+        name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
+    except OSError:
+        return None  # it has ended
+    return name, int(rest.split()[1])
 
 
 def _version_1(mount: Path, limits: GroupLimits) -> Mapping[Path, Mapping[str, str]]:

@@ -214,6 +214,7 @@ class LocalProvider:
         make_passable(self._sessions)
         if self._group_limits is not None:
             self._groups = Groups(self._root, self._group_limits)
+            self._groups.sweep()
         program = find_bubblewrap(self._root)
         if program is None:
             raise SandboxRefusedError(
