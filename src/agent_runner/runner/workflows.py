@@ -49,8 +49,7 @@ _SOON_AGAIN = RetryPolicy(
     # Of no use but to workers that were lost: those that fail or hand over say themselves how long to wait.
     # How often is settled where attempts are counted by how they ended, which Temporal does not do.
     initial_interval=timedelta(milliseconds=200),
-    backoff_coefficient=1.1,
-    maximum_interval=timedelta(seconds=1),
+    backoff_coefficient=1.0,
 )
 _STORE_RETRIES = RetryPolicy(
     initial_interval=timedelta(milliseconds=200),

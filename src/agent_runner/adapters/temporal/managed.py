@@ -27,6 +27,8 @@ _DYNAMIC_CONFIG = (
     # The defaults let each hop between services wait for the next slot of 50 ms.
     "history.transferProcessorMaxPollRPS=2000",
     "history.transferProcessorMaxPollHostRPS=4000",
+    # A lost worker is noticed when its timeout is over, not up to a second later.
+    'history.timerProcessorMaxTimeShift="100ms"',
     # One process needs no partitions, and forwarding between them costs.
     "matching.numTaskqueueReadPartitions=1",
     "matching.numTaskqueueWritePartitions=1",
