@@ -124,8 +124,80 @@ def build_services(
     new_id, sealing = IdSource(clock), SecretFields(secrets)
     records, turns = ExecutionRecords(store, clock), SessionTurns(store)
     logbook = Logbook(records, log, announcer, clock=clock, replicas=replicas)
+    ran = _running(store, logbook, turns, workflows, sealing, clock, attempt_limits)
+    results = ToolResultService(logbook, ran.watches, artifacts)
+    instances = AgentInstanceService(store, clock=clock, new_id=new_id)
+    agents = AgentService(store, instances, clock=clock, new_id=new_id, secrets=sealing)
+    sessions = SessionService(store, clock=clock, new_id=new_id)
+    executions = ExecutionService(
+        store,
+        agents=agents,
+        instances=instances,
+        sessions=sessions,
+        records=records,
+        turns=turns,
+        events=ran.events,
+        watches=ran.watches,
+        runs=ran.runs,
+        workflows=workflows,
+        results=results,
+        variables=ran.variables,
+        clock=clock,
+        new_id=new_id,
+        secrets=sealing,
+    )
+    sessions.before_delete = SessionRemoval(
+        store, executions=executions, turns=turns, watches=ran.watches, workflows=workflows
+    ).remove_contents
+    return Services(
+        agents=agents,
+        agent_instances=instances,
+        sessions=sessions,
+        executions=executions,
+        environments=ResourceService(ENVIRONMENT, store, clock=clock, new_id=new_id, secrets=sealing),
+        execution_contexts=ResourceService(
+            EXECUTION_CONTEXT, store, clock=clock, new_id=new_id, secrets=sealing
+        ),
+        skills=SkillService(store, artifacts, clock=clock, new_id=new_id, spool=spool, limits=skill_limits),
+        mcp_servers=McpServerService(MCP_SERVER, store, clock=clock, new_id=new_id, secrets=sealing),
+        runs=ran.runs,
+        events=ran.events,
+        watches=ran.watches,
+        workflows=workflows,
+        variables=ran.variables,
+        keys=KeyRotation(store, sealing),
+        retention=Retention(
+            store, log, sessions=sessions, watches=ran.watches, clock=clock, counters=ran.counters
+        ),
+        metrics=MetricService(store, ran.watches, ran.counters),
+        workspaces=WorkspaceService(sessions, workflows),
+        results=results,
+        health=StoreHealth(store),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """What carries executions from their start to their end."""
+
+    events: EventService
+    watches: WatchService
+    runs: ExecutionRuns
+    variables: ExecutionEnvironments
+    counters: Counters
+
+
+def _running(
+    store: ResourceStore,
+    logbook: Logbook,
+    turns: SessionTurns,
+    workflows: WorkflowStarter,
+    sealing: SecretFields,
+    clock: Clock,
+    attempt_limits: AttemptLimits,
+) -> _Running:
     events, watches = EventService(logbook, attempt_limits), WatchService(logbook, turns)
-    results, counters = ToolResultService(logbook, watches, artifacts), Counters()
+    counters = Counters()
     runs = ExecutionRuns(
         store,
         turns=turns,
@@ -142,49 +214,4 @@ def build_services(
         variables.ended(record)
 
     logbook.on_end = ended
-    instances = AgentInstanceService(store, clock=clock, new_id=new_id)
-    agents = AgentService(store, instances, clock=clock, new_id=new_id, secrets=sealing)
-    sessions = SessionService(store, clock=clock, new_id=new_id)
-    executions = ExecutionService(
-        store,
-        agents=agents,
-        instances=instances,
-        sessions=sessions,
-        records=records,
-        turns=turns,
-        events=events,
-        watches=watches,
-        runs=runs,
-        workflows=workflows,
-        results=results,
-        variables=variables,
-        clock=clock,
-        new_id=new_id,
-        secrets=sealing,
-    )
-    sessions.before_delete = SessionRemoval(
-        store, executions=executions, turns=turns, watches=watches, workflows=workflows
-    ).remove_contents
-    return Services(
-        agents=agents,
-        agent_instances=instances,
-        sessions=sessions,
-        executions=executions,
-        environments=ResourceService(ENVIRONMENT, store, clock=clock, new_id=new_id, secrets=sealing),
-        execution_contexts=ResourceService(
-            EXECUTION_CONTEXT, store, clock=clock, new_id=new_id, secrets=sealing
-        ),
-        skills=SkillService(store, artifacts, clock=clock, new_id=new_id, spool=spool, limits=skill_limits),
-        mcp_servers=McpServerService(MCP_SERVER, store, clock=clock, new_id=new_id, secrets=sealing),
-        runs=runs,
-        events=events,
-        watches=watches,
-        workflows=workflows,
-        variables=variables,
-        keys=KeyRotation(store, sealing),
-        retention=Retention(store, log, sessions=sessions, watches=watches, clock=clock, counters=counters),
-        metrics=MetricService(store, watches, counters),
-        workspaces=WorkspaceService(sessions, workflows),
-        results=results,
-        health=StoreHealth(store),
-    )
+    return _Running(events, watches, runs, variables, counters)
