@@ -23,6 +23,7 @@ from agent_runner.services.retention import RetentionPolicy
 log = structlog.get_logger(__name__)
 
 MOST_REQUEST_BYTES: Final = 16 << 20
+_FIRST_SWEEP: Final = timedelta(minutes=1)
 
 OPTIONS: Final = (
     ("grpc.max_receive_message_length", MOST_REQUEST_BYTES),
@@ -50,7 +51,7 @@ class ControlPlane:
         reconcile_every: how often unfinished executions are compared with Temporal.
         slow_after: how long a watcher may take no message before it is cut off.
         retention: what is kept for how long; None keeps everything as it is.
-        sweep_every: how often what is old is looked for.
+        sweep_every: how often what is old is looked for; for the first time after a minute at most.
     """
 
     def __init__(
@@ -134,9 +135,14 @@ class ControlPlane:
             await asyncio.sleep(self._reconcile_every.total_seconds())
 
     async def _sweep(self) -> None:
-        while self._retention is not None:
-            await asyncio.sleep(self._sweep_every.total_seconds())
+        if self._retention is None:
+            return
+        # Soon after the start as well: a server that is started again and again would never get to it.
+        pause = min(self._sweep_every, _FIRST_SWEEP)
+        while True:
+            await asyncio.sleep(pause.total_seconds())
             await _again("sweeping", self._services.retention.sweep(self._retention))
+            pause = self._sweep_every
 
 
 async def _again(name: str, work: Awaitable[object]) -> None:

@@ -53,14 +53,6 @@ class SessionFiles:
         self._directory = directory
         self._uid = uid
 
-    def reaches(self, path: str) -> bool:
-        """Whether the path names something kept here, rather than a part of the skeleton."""
-        try:
-            normal = sandbox_path(path)
-        except ValueError:
-            return True
-        return any(is_below(normal, place) for place in (WORKSPACE, TMP, SKILLS))
-
     def read(self, path: str, limit: int) -> bytes:
         with self.open_file(path) as descriptor:
             if os.fstat(descriptor).st_size > limit:

@@ -65,7 +65,6 @@ class LocalProvider:
         *,
         network: str = "none",
         allow_hosts: Sequence[str] = (),
-        minimum_tier: str = "namespaces",
         extra_ro_paths: Sequence[Path] = (),
         limits: Limits | None = None,
         group_limits: GroupLimits | None = DEFAULT_GROUP_LIMITS,
@@ -78,19 +77,16 @@ class LocalProvider:
                 the host's, loopback and cloud metadata included.
             allow_hosts: such as `example.org`, `*.example.net`, `example.com:8443`; ports 80 and 443
                 where none is named. Private addresses must be listed as addresses.
-            minimum_tier: the weakest isolation to accept; `namespaces`.
             extra_ro_paths: more of the host to show read-only at the same paths, such as `/opt/python`.
             limits: of each command.
             group_limits: of a session's commands together, where the kernel's control groups can be used,
                 for about 5 ms a command; None for none.
 
         Raises:
-            SettingsError: no such network or tier, or a line of `allow_hosts` that is no host.
+            SettingsError: no such network, or a line of `allow_hosts` that is no host.
         """
         if network not in _NETWORKS:
             raise SettingsError(f"The sandbox network is {network!r}; it can be {' or '.join(_NETWORKS)}.")
-        if minimum_tier != "namespaces":
-            raise SettingsError(f"The minimum tier is {minimum_tier!r}; it can be 'namespaces'.")
         self._root = root.absolute()
         self._sessions = self._root / "sessions"
         self._network = network == "full"
