@@ -9,8 +9,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from agent_runner.adapters.machine.ports import free_port
 from agent_runner.adapters.temporal.managed import find_binary
-from bench.ports import free_port
 
 _READY_WITHIN = 60.0
 

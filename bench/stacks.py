@@ -9,11 +9,11 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from agent_runner.adapters.machine.ports import free_port
 from agent_runner.adapters.temporal.managed import ManagedTemporal
 from agent_runner.bootstrap.data import read_state
 from agent_runner.client import AgentRunner
 from agent_runner.errors import AgentRunnerError
-from bench.ports import free_port
 from bench.product import PRODUCT, Processes, client, make_agent, run_turn
 from bench.scripts import turn_script
 

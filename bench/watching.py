@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agent_runner.adapters.machine.ports import free_port
 from agent_runner.client.channels import Channel
 from agent_runner.v1.execution_service_pb2 import WatchExecutionRequest
 from bench.appending import Appender, pending_executions
 from bench.plans import Plan
-from bench.ports import free_port
 from bench.product import Processes
 from bench.rows import Floor, Row, least, quantile, row_of
 from bench.streams import GO, STREAM

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from agent_runner.adapters.machine.ports import free_port
 from agent_runner.adapters.temporal.managed import ManagedTemporal
 from agent_runner.client import AgentRunner
 from agent_runner.errors import AgentRunnerError
@@ -132,13 +132,17 @@ class Cluster:
 
         Raises:
             TimeoutError: it does not.
+            SystemExit: it ended by itself; with its log.
         """
+        server = self.processes.children["server"]
         async with asyncio.timeout(_READY.total_seconds()), AgentRunner(self.address, org="local") as runner:
             while True:
                 try:
                     await runner.server_info()
                     return
                 except AgentRunnerError:
+                    if server.poll() is not None:
+                        raise SystemExit((self.processes.folder / "server.log").read_text()) from None
                     await asyncio.sleep(0.1)
 
     def cpu_seconds(self) -> float:
@@ -174,6 +178,4 @@ async def cluster(
 
 
 def _free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    return f"127.0.0.1:{free_port()}"

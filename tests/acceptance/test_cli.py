@@ -19,6 +19,8 @@ import psutil
 import pytest
 from unit.cli.terminals import Terminal
 
+from agent_runner.adapters.machine.ports import free_port
+
 ROOT = Path(__file__).resolve().parents[2]
 WITHIN = 90.0
 
@@ -144,12 +146,6 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     home.ok("up", "--detach", "--port", "0")
     yield home
     _clean_up(home)
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 def read_until(process: subprocess.Popen[str], pattern: str) -> str:

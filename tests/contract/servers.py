@@ -19,6 +19,8 @@ from typing import Any, NoReturn
 
 import pytest
 
+from agent_runner.adapters.machine.ports import free_port
+
 REQUIRED = "TEST_SERVERS"
 """Set to `required`, as continuous integration does, a server that is not there fails what wants it."""
 
@@ -40,9 +42,7 @@ def without(reason: str) -> NoReturn:
 @contextmanager
 def serving(command: list[str], ready: str) -> Iterator[str]:
     """Run a server on a free port; `{port}` in its command and in what it prints stands for it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     arguments = [argument.format(port=port) for argument in command]
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import socket
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import httpx
 import pytest
 from contract.servers import mongo_server, redis_server
 
+from agent_runner.adapters.machine.ports import free_port
 from agent_runner.adapters.temporal.managed import ManagedTemporal
 from agent_runner.client import AgentRunner
 from agent_runner.domain.masking import MASK
@@ -77,9 +77,7 @@ async def pair(tmp_path: Path, shared: dict[str, str]) -> AsyncIterator[Pair]:
 
 
 def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    return f"127.0.0.1:{free_port()}"
 
 
 async def serves(address: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from integration.fakes.homes import ROOT, home_with_stack
 
+from agent_runner.adapters.machine.ports import free_port
 from agent_runner.client import AgentRunner
 from agent_runner.domain.masking import MASK
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
@@ -26,9 +27,7 @@ EXAMPLE = ROOT / "examples" / "mcp"
 @contextmanager
 def weather() -> Iterator[str]:
     """The example's server; gives its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen([sys.executable, str(EXAMPLE / "weather_server.py"), str(port)])
     try:
         deadline = time.monotonic() + 30

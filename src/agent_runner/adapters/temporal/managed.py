@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import sysconfig
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +11,7 @@ from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, GetSyste
 from temporalio.client import Client
 from temporalio.service import RPCError
 
+from agent_runner.adapters.machine.ports import free_port, is_free
 from agent_runner.errors import UnavailableError
 from agent_runner.processes import Command, SupervisedProcess
 
@@ -74,7 +74,7 @@ class ManagedTemporal:
         self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         tries = 1 if self._wanted_port else _BIND_TRIES
         for attempt in range(1, tries + 1):
-            self._port = self._wanted_port or _free_port()
+            self._port = self._wanted_port or free_port(_HOST)
             _ensure_free(self._port)
             self._process = SupervisedProcess(self._command())
             try:
@@ -83,7 +83,7 @@ class ManagedTemporal:
                 return
             except UnavailableError:
                 # Between asking for a free port and the server's bind somebody else may have taken it.
-                if attempt == tries or _is_free(self._port):
+                if attempt == tries or is_free(self._port, _HOST):
                     raise
 
     async def stop(self) -> None:
@@ -139,23 +139,6 @@ def find_binary() -> str:
     return found
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((_HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((_HOST, port))
-        except OSError:
-            return False
-        return True
-
-
 def _ensure_free(port: int) -> None:
-    if not _is_free(port):
+    if not is_free(port, _HOST):
         raise UnavailableError(f"Port {port} for Temporal is taken. Choose another one, or 0 for a free one.")
