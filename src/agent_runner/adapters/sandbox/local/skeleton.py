@@ -113,7 +113,8 @@ def _fill(root: Path, binds: Sequence[tuple[str, str]]) -> None:
         if Path(source).is_file():
             (root / target.lstrip("/")).rmdir()
             (root / target.lstrip("/")).touch(0o644)
-    (root / "var/tmp").symlink_to("/tmp")  # noqa: S108 - the sandbox's own
+    if not (root / "var/tmp").exists():  # something of the host may be shown below it
+        (root / "var/tmp").symlink_to("/tmp")  # noqa: S108 - the sandbox's own
     _link_programs(root)
     for name in _LINKED_DIRECTORIES:
         if Path("/", name).is_symlink():
