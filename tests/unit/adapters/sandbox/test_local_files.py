@@ -27,17 +27,17 @@ def test_a_skeleton_is_made_once_and_another_for_other_paths(tmp_path: Path) -> 
     assert build_skeleton(tmp_path).path == first.path
     assert first.path.stat().st_mtime_ns == stamp
     assert build_skeleton(tmp_path, [tmp_path]).path != first.path
+    assert (first.path / "bin/skills").is_dir()
+    assert (first.path / "bin/bash").readlink() == Path("/usr/bin/bash")
+    assert "agent:x:1000" in (first.path / "etc/passwd").read_text()
+    assert not (first.path / "etc/shadow").exists()
+    assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_paths_of_the_host_below_var_tmp_can_be_shown(tmp_path: Path) -> None:
     shown = build_skeleton(tmp_path, [Path("/var/tmp/python")]).path
     assert (shown / "var/tmp/python").is_dir()
     assert (build_skeleton(tmp_path).path / "var/tmp").readlink() == Path("/tmp")
-    assert (first.path / "bin/skills").is_dir()
-    assert (first.path / "bin/bash").readlink() == Path("/usr/bin/bash")
-    assert "agent:x:1000" in (first.path / "etc/passwd").read_text()
-    assert not (first.path / "etc/shadow").exists()
-    assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_nothing_in_a_skeleton_can_be_written_by_others(tmp_path: Path) -> None:
