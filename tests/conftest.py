@@ -9,6 +9,17 @@ from collections.abc import Iterator
 
 import pytest
 from blocking import Detector
+from hypothesis import HealthCheck, settings
+
+# How long an example takes is the machine's affair. Where all tests must pass, the same examples are
+# tried each time, so that a run says of a change alone what it says; elsewhere new ones are found.
+settings.register_profile(
+    "ours",
+    deadline=None,
+    derandomize=os.environ.get("TEST_SERVERS") == "required",
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("ours")
 
 _exit_status = 0
 

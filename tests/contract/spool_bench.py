@@ -37,14 +37,14 @@ class World:
 
     async def kept(self, size: int = 0) -> Path:
         """The one file, once it has more than so many bytes."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while not (self.files() and self.files()[0].stat().st_size > max(8, size)):  # noqa: ASYNC110 (files have no event)
                 await asyncio.sleep(0.01)
         (file,) = self.files()
         return file
 
     async def gone(self) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while self.files():  # noqa: ASYNC110 (files have no event)
                 await asyncio.sleep(0.01)
 

@@ -42,7 +42,7 @@ async def announcer(request: pytest.FixtureRequest) -> AsyncIterator[Announcer]:
 
 
 async def take(messages: AsyncIterator[bytes], count: int) -> list[bytes]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         return [await anext(messages) for _ in range(count)]
 
 

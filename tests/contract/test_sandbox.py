@@ -163,7 +163,7 @@ class TestCommands:
         run = asyncio.ensure_future(
             sandbox.exec("echo one; until [ -e go ]; do sleep 0.05; done; echo zwölf", on_output=see)
         )
-        await asyncio.wait_for(first.wait(), 10)
+        await asyncio.wait_for(first.wait(), 120)
         assert "".join(pieces) == "one\n"
         assert not run.done()
         await sandbox.put([("go", b"")])

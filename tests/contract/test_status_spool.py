@@ -381,7 +381,7 @@ async def test_a_disk_that_takes_nothing_leaves_memory_as_it_was(world: World) -
     with unwritable(world.directory), capture_logs() as logs:
         async with outage(world):
             say(sink, "in memory")
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(120):
                 while "events wait in memory alone" not in str(logs):  # noqa: ASYNC110 (logs have no event)
                     await asyncio.sleep(0.01)
         await sink.flush()

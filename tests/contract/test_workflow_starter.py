@@ -176,12 +176,12 @@ async def test_stores_that_share_a_namespace_see_their_own_workflows(temporal_di
         for name, starter in (("aex-ours", ours), ("aex-theirs", theirs), ("aex-nobodys", nobodys)):
             await starter.start(name, "ses-1", "agt-1", waiting_caller=False)
 
-        async with asyncio.timeout(20):  # lists of workflows are a little late
+        async with asyncio.timeout(120):  # lists of workflows are a little late
             while [name async for name in ours.unended()] != ["aex-ours"]:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
         assert [name async for name in nobodys.unended()] == []
         await ours.terminate("aex-ours", "enough")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while [name async for name in ours.unended()]:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
         for name, starter in (("aex-theirs", theirs), ("aex-nobodys", nobodys)):

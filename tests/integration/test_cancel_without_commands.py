@@ -74,6 +74,6 @@ async def test_a_model_that_streams_is_cancelled_by_the_next_answer(world: Stack
 
 async def closed(world: Stack, execution_id: str) -> None:
     """Until Temporal has closed the workflow as well."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while await world.server.services.workflows.running(execution_id):  # noqa: ASYNC110
             await asyncio.sleep(0.05)

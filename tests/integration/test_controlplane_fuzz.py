@@ -151,7 +151,7 @@ def methods_of(world: World) -> list[MethodDescriptor]:
 async def call(channel: grpc.aio.Channel, method: MethodDescriptor, request: bytes) -> grpc.StatusCode:
     name = f"/{method.containing_service.full_name}/{method.name}"
     try:
-        async with asyncio.timeout(30):  # deleting a session gives its runs five seconds to end
+        async with asyncio.timeout(120):  # deleting a session gives its runs five seconds to end
             if not method.server_streaming:
                 unary: Any = channel.unary_unary(name)
                 await unary(request)

@@ -59,7 +59,7 @@ async def world(tmp_path: Path) -> AsyncIterator[Stack]:
 async def answered(world: Stack, execution: AgentExecution) -> None:
     """Until a checkpoint has the model's answer, whatever the log knows of it."""
     place = {"configurable": {"thread_id": f"thread-{execution.spec.session_id}", "checkpoint_ns": ""}}
-    async with parts(world.server.address, world.directory) as made, asyncio.timeout(20):
+    async with parts(world.server.address, world.directory) as made, asyncio.timeout(120):
         assert made.checkpoints is not None
         while True:
             saved = [entry async for entry in made.checkpoints.saver.alist(place)]
@@ -137,7 +137,7 @@ async def test_a_story_told_to_its_end_in_an_outage_survives_its_runner(world: S
 
     # In the words of the attempt that is dead; the end was there before another one could begin.
     assert text_of([event for event in log if event.attempt == 1]).strip() == f"{STORY} fin."
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         await world.handle(execution).result()
 
 
@@ -180,14 +180,14 @@ async def test_an_end_said_after_the_time_of_its_attempt_arrives(tmp_path: Path)
         execution = await world.create(await world.agent(TELLS))
         await world.seen(execution, "word3 ")
         await world.server.stop()
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(120):
             while not await timed_out(world, execution):  # noqa: ASYNC110 (nor has a retry)
                 await asyncio.sleep(0.1)
         assert completed(events_in(outbox(world)))
         await world.server.start()
 
         await delivered(world, execution, attempts=1)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             await world.handle(execution).result()
 
 

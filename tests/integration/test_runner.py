@@ -161,7 +161,7 @@ async def test_while_memory_is_short_executions_wait_their_turn(world: Stack) ->
     await world.run_worker(WorkerSettings(short_of_memory=lambda: short))
     held = await world.create(
         await world.agent(
-            "turns: [{steps: [{calls: [{name: execute, args: {command: 'echo up; sleep 60'}}]}]}]"
+            "turns: [{steps: [{calls: [{name: execute, args: {command: 'echo up; sleep 3600'}}]}]}]"
         )
     )
     await world.seen(held, "up\\n")

@@ -52,14 +52,14 @@ async def world(tmp_path: Path) -> AsyncIterator[Stack]:
 
 
 async def no_workflow_left(world: Stack, execution: AgentExecution) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while await world.server.services.workflows.running(execution.metadata.id):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 
 async def test_a_killed_worker_is_taken_over_and_nothing_with_effects_runs_twice(world: Stack) -> None:
     first = await world.spawn_worker()
-    created = await world.create(await world.agent(EFFECTS % 30))
+    created = await world.create(await world.agent(EFFECTS % 3600))
     await world.seen(created, "under way\\n")
     first.kill()
     await first.wait()
@@ -93,7 +93,7 @@ async def test_a_stopping_worker_hands_over_at_the_next_step(world: Stack) -> No
     assert [c.status for c in status.tool_calls] == [TOOL_CALL_COMPLETED] * 3
     assert status.tool_calls[2].result.split()[:2] == ["first", "second"]
     assert [m.content for m in status.messages][1:] == ["First.", "Second.", "Third.", "Done."]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         assert await first.wait() == 0
 
 
@@ -180,7 +180,7 @@ async def test_an_attempt_temporal_takes_away_says_so_in_one_line(
     chosen = {"namespace": world.client.namespace, "execution": execution, "type": EXECUTE_GRAPHTON}
     with capture_logs() as said:
         await world.client.workflow_service.pause_activity(PauseActivityRequest(**chosen))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while not any(line["log_level"] == "warning" for line in said):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
     await world.client.workflow_service.unpause_activity(UnpauseActivityRequest(**chosen))
@@ -194,7 +194,7 @@ async def test_an_attempt_temporal_takes_away_says_so_in_one_line(
 
 async def test_a_cancel_is_stored_when_the_worker_is_gone(world: Stack) -> None:
     worker = await world.spawn_worker()
-    created = await world.create(await world.agent(EFFECTS % 60))
+    created = await world.create(await world.agent(EFFECTS % 3600))
     await world.seen(created, "under way\\n")
     worker.kill()
     await worker.wait()
@@ -253,7 +253,7 @@ async def test_a_foreign_worker_that_dies_again_and_again_ends_as_failed(tmp_pat
     settings = StarterSettings(heartbeat_timeout=timedelta(seconds=1), max_attempts=1, full_argument=True)
     async with stack(tmp_path, settings) as world:
         worker = await world.spawn_worker()
-        created = await world.create(await world.agent(EFFECTS % 60))
+        created = await world.create(await world.agent(EFFECTS % 3600))
         await world.seen(created, "under way\\n")
         worker.kill()
         await worker.wait()

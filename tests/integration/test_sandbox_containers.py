@@ -52,11 +52,11 @@ async def test_a_container_killed_under_a_command_is_told_and_started_again(
     run = asyncio.ensure_future(
         sandbox.exec("echo kept > kept; echo begun; sleep 600", on_output=lambda _: begun.set())
     )
-    await asyncio.wait_for(begun.wait(), 20)
+    await asyncio.wait_for(begun.wait(), 120)
     await engine.request("POST", f"containers/ar-{session_id}/kill", params={"signal": "KILL"})
 
     with pytest.raises(SandboxUnavailableError):
-        await asyncio.wait_for(run, 20)
+        await asyncio.wait_for(run, 120)
     with pytest.raises(SandboxUnavailableError):
         await sandbox.put([("x", b"")])
 

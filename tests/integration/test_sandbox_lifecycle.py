@@ -61,11 +61,11 @@ class TestCap:
             told.set()
 
         third = asyncio.ensure_future(provider.ensure(SandboxSpec("ses-2", on_waiting=tell)))
-        await asyncio.wait_for(told.wait(), 10)
+        await asyncio.wait_for(told.wait(), 120)
         assert not third.done()
 
         await local.workspace("ses-0").write("go", content(b""))
-        sandbox = await asyncio.wait_for(third, 10)
+        sandbox = await asyncio.wait_for(third, 120)
 
         assert len(sentences) == 1
         assert "2 run" in sentences[0]
@@ -99,7 +99,7 @@ class TestCap:
             assert len(provider.running) <= 3
             return (await sandbox.exec("cat n")).stdout
 
-        found = await asyncio.wait_for(asyncio.gather(*(session(n) for n in range(12))), 60)
+        found = await asyncio.wait_for(asyncio.gather(*(session(n) for n in range(12))), 120)
 
         assert found == [f"{n}\n".encode() for n in range(12)]
         await provider.aclose()
@@ -111,7 +111,7 @@ class TestCap:
         with pytest.raises(FileNotFoundError):
             await provider.ensure(SandboxSpec("ses-1", skills={"a" * 64: tmp_path / "nowhere"}))
 
-        sandbox = await asyncio.wait_for(provider.ensure(SandboxSpec("ses-2")), 10)
+        sandbox = await asyncio.wait_for(provider.ensure(SandboxSpec("ses-2")), 120)
 
         assert (await sandbox.exec("echo ok")).stdout == b"ok\n"
         await provider.aclose()
@@ -161,12 +161,12 @@ class TestIdle:
         sandbox = await provider.ensure(SandboxSpec("ses-1"))
         begun = asyncio.Event()
         run = asyncio.ensure_future(hold(sandbox, begun))
-        await asyncio.wait_for(begun.wait(), 10)
+        await asyncio.wait_for(begun.wait(), 120)
 
         await provider.delete("ses-1")
 
         with pytest.raises(SandboxUnavailableError):
-            await asyncio.wait_for(run, 10)
+            await asyncio.wait_for(run, 120)
         assert await provider.sessions() == []
         await provider.aclose()
 
@@ -197,7 +197,7 @@ class TestReaper:
             raise UnavailableError("The control plane is away.")
 
         running = asyncio.ensure_future(Reaper(local, live).run())
-        await asyncio.wait_for(asked.wait(), 10)
+        await asyncio.wait_for(asked.wait(), 120)
         running.cancel()
 
         assert await local.sessions() == ["ses-1"]
@@ -272,7 +272,7 @@ class TestChaos:
                     workers[index].send_signal(signal.SIGKILL)
             return await workers[index].wait()
 
-        codes = await asyncio.wait_for(asyncio.gather(*(follow(n) for n in range(10))), 110)
+        codes = await asyncio.wait_for(asyncio.gather(*(follow(n) for n in range(10))), 120)
         begun = time.monotonic()
         provider = LocalProvider(root)
 

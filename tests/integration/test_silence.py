@@ -62,7 +62,7 @@ async def beaten(world: Stack, execution: AgentExecution, periods: int) -> None:
 
 async def released(gate: Path) -> None:
     """Until somebody reads from the pipe; then it is told to go on."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while True:
             try:
                 writing = os.open(gate, os.O_WRONLY | os.O_NONBLOCK)
@@ -112,7 +112,7 @@ class SlowProvider(LocalProvider):
 
     async def ensure(self, spec: SandboxSpec) -> Sandbox:
         self.asked += 1
-        await asyncio.to_thread(self.gate.wait, 60)
+        await asyncio.to_thread(self.gate.wait, 600)
         return await super().ensure(spec)
 
 

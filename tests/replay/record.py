@@ -187,7 +187,7 @@ async def record(name: str) -> None:
 
 async def closed(world: Stack, recorded: str) -> None:
     handle = world.client.get_workflow_handle(recorded)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while (await handle.describe()).status is WorkflowExecutionStatus.RUNNING:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 

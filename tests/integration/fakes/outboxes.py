@@ -28,14 +28,14 @@ def events_in(directory: Path) -> list[ExecutionEvent]:
 
 async def written(directory: Path, wanted: Callable[[Sequence[ExecutionEvent]], bool]) -> None:
     """Until what lies there is as wanted."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while not wanted(events_in(directory)):  # noqa: ASYNC110 (files have no event)
             await asyncio.sleep(0.05)
 
 
 async def emptied(directory: Path) -> None:
     """Until nothing lies there."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while files_in(directory):  # noqa: ASYNC110 (files have no event)
             await asyncio.sleep(0.05)
 

@@ -103,7 +103,7 @@ class Stack:
 
     async def ended(self, execution: AgentExecution) -> AgentExecution:
         """The execution once its phase is final."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             async for body in self.server.services.watches.subscribe(execution.metadata.id):
                 seen = AgentExecution.FromString(body)
                 if is_terminal(seen.status.phase):
@@ -112,7 +112,7 @@ class Stack:
 
     async def seen(self, execution: AgentExecution, what: str) -> None:
         """Until something with this text has been said or done."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             async for body in self.server.services.watches.subscribe(execution.metadata.id):
                 if what in str(AgentExecution.FromString(body).status):
                     return
@@ -144,7 +144,7 @@ class Stack:
         )
         self._held.push_async_callback(_kill, process)
         assert process.stdout is not None
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             assert b"ready" in await process.stdout.readline()
         return process
 

@@ -108,7 +108,7 @@ async def test_a_server_that_stays_away_is_told_with_its_setting() -> None:
 
 async def test_announcements_that_cannot_be_used_are_a_problem_of_their_setting(shared: Settings) -> None:
     pytest.importorskip("redis")
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         problem = await stores.announcements_problem(replace(shared, announcements=f"redis://{NOBODY}"))
     assert problem.startswith("AGENT_RUNNER_ANNOUNCEMENTS: Redis cannot be used right now")
     assert problem.endswith(". Try again.")
@@ -118,7 +118,7 @@ async def test_announcements_that_cannot_be_used_are_a_problem_of_their_setting(
 async def test_what_the_database_lacks_is_no_problem_of_announcements(shared: Settings) -> None:
     pytest.importorskip("redis")
     settings = replace(shared, artifact_store=None, announcements=f"redis://{NOBODY}")
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         database, announcements = (
             await stores.database_problem(settings),
             await stores.announcements_problem(settings),

@@ -247,7 +247,7 @@ async def test_a_watcher_collects_the_log_whatever_fails() -> None:
             await simulation.send(runner, says(f"m{number}"))
     simulation.faults.rate = 0.0
     await simulation.send(runner, COMPLETED)
-    await asyncio.wait_for(task, 10)
+    await asyncio.wait_for(task, 120)
 
     assert collected == list(range(1, len(collected) + 1))
     assert len(collected) == (await simulation.world.log.head(made.metadata.id)).last_seq
