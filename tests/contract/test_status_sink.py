@@ -178,6 +178,26 @@ async def test_a_request_for_cancel_comes_with_the_next_answer(native: Backend) 
     await sink.aclose()
 
 
+@pytest.mark.parametrize("ended", [False, True])
+async def test_no_tool_begins_once_a_cancel_or_the_end_is_known(native: Backend, ended: bool) -> None:
+    sink, _ = await native.sinks.open(attempt(native))
+    services = native.native.services
+    if ended:
+        await services.events.record(native.execution_id, phase(EXECUTION_CANCELLED))
+    else:
+        await services.executions.cancel(native.execution_id, "not wanted")
+
+    beginning = asyncio.create_task(sink.begin(call()))
+    await sink.wait_stop()
+    await sink.flush()
+
+    assert not beginning.done()
+    assert len((await native.status()).tool_calls) == (0 if ended else 1)
+    beginning.cancel()
+    await asyncio.wait([beginning])
+    await sink.aclose()
+
+
 async def test_a_lost_answer_stores_nothing_twice(native: Backend) -> None:
     sink, _ = await native.sinks.open(attempt(native))
     server, append = native.native, native.native.services.events.append

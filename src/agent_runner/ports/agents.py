@@ -153,6 +153,9 @@ class ToolJournal(Protocol):
     async def begin(self, event: ExecutionEvent) -> None:
         """Log `tool_call_started`; returns when it is durable, before the tool may run.
 
+        Once it is known that somebody asked to cancel, or that the execution has ended, it does not return:
+        whoever waits is about to be cancelled.
+
         Raises:
             FencedError: another attempt has the execution; the tool must not run.
         """

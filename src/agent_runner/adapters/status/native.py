@@ -172,6 +172,10 @@ class NativeSink:
     async def begin(self, event: ExecutionEvent) -> None:
         self._not_begun.add(self._put(event) - 1)
         await self.flush()
+        if self._cancel_requested:
+            # Nothing begins any more. The turn is about to be cancelled; when the execution has ended,
+            # the call was not even stored.
+            await asyncio.Event().wait()
 
     async def finish(self, event: ExecutionEvent) -> None:
         self._put(event)
