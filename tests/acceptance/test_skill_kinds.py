@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from acceptance.test_cli import Home, _clean_up
+from acceptance.test_cli import WITHIN, Home, _clean_up
 from acceptance.test_skill_runs import EXAMPLES, push, result, status
 from contract.container_engine import UnixConnection, engine_url, whole_image
 from contract.daytona_server import KEY, DaytonaServer
@@ -119,7 +119,7 @@ def test_the_example_skill_runs_and_the_session_keeps_its_one_sandbox(stack: Hom
     assert kind.count(stack) == 1
 
     stack.ok("delete", "session", session[1], "--yes")
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + WITHIN
     while kind.count(stack):
         assert time.monotonic() < deadline, "the sandbox outlived its session"
         time.sleep(0.1)

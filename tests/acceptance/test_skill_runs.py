@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from acceptance.test_cli import ROOT, Home, read_until, up  # noqa: F401 (a fixture)
+from acceptance.test_cli import ROOT, WITHIN, Home, read_until, up  # noqa: F401 (a fixture)
 
 EXAMPLES = ROOT / "examples" / "skills"
 AGENT = """\
@@ -121,7 +121,7 @@ def test_a_running_execution_keeps_its_version_while_the_tag_moves(up: Home, ski
         read_until(running, "model ")
         write_skill(skill, "second")
         moved = push(up, skill, "--tag", "stable")["skill"]["status"]["versionHash"]
-        assert running.wait(90) == 0
+        assert running.wait(WITHIN) == 0
 
     before = status(up)
     assert result(before).startswith("first")

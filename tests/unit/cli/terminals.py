@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-WITHIN = 60.0
+WITHIN = 300.0
 
 
 class Terminal:
