@@ -12,6 +12,7 @@ import pytest
 from contract.servers import mongo_database, wanted
 
 from agent_runner.ports.stores import LogHead, ResourceKey, StoredResource
+from agent_runner.services.turns import SessionTurns
 
 wanted("pymongo")
 
@@ -68,7 +69,11 @@ async def fill(database: module.MongoDatabase) -> None:
                 "org": f"org-{number % 2}",
                 "slug": f"slug-{number}" if number % 3 else "",
                 "version": 1,
-                "fields": [f"session_id\0s-{number % 100}", f"phase\0{number % 5}"],
+                "fields": [
+                    f"session_id\0s-{number % 100}",
+                    f"phase\0{number % 5}",
+                    *([f"open\0s-{number % 100}"] if number > 290 else []),
+                ],
                 "body": b"",
             }
             for number in range(300)
@@ -139,6 +144,21 @@ async def test_lists_and_counts_go_by_the_index_that_has_them_together(
     assert rows and oldest and count
     if session:  # which has 3 executions
         assert max(examined for _, _, examined in used) <= 3
+
+
+async def test_what_has_ended_is_not_looked_at_for_the_queue_of_a_session(
+    database: module.MongoDatabase, heard: Listener
+) -> None:
+    turns = SessionTurns(MongoResourceStore(database))
+    queue = await turns.unfinished("s-93")
+    await turns.waiting("s-93")
+    await turns.position(queue[0])
+    assert await turns.sessions() == [f"s-{number}" for number in range(91, 100)]
+
+    assert [record.id for record in queue] == ["aex-293"]
+    *of_one, of_all = [examined for _, _, examined in await plans(database, heard.commands)]
+    assert max(of_one) <= 1  # of 3
+    assert of_all <= 9  # of 300
 
 
 USES: dict[str, Callable[[MongoResourceStore, MongoEventLog], Coroutine[Any, Any, Any]]] = {

@@ -205,6 +205,19 @@ async def test_what_would_be_listed_can_be_counted(store: ResourceStore) -> None
     assert await store.count("skill") == 0
 
 
+async def test_the_values_of_a_field_are_told_once_each_and_in_order(store: ResourceStore) -> None:
+    for number, session in enumerate(["b", "a", "b", "", "ü c"]):
+        await store.put(resource(f"ex-{number}", session=session, phase="a value of another"), expected=0)
+    await store.put(resource("ex-8", phase="PENDING"), expected=0)
+    await store.put(resource("se-9", kind="session", session="of another kind"), expected=0)
+
+    assert list(await store.values("agent", "session")) == ["", "a", "b", "ü c"]
+    await store.put(resource("ex-1", session="d"), expected=1)
+    await store.delete(ResourceKey("agent", "ex-3"))
+    assert list(await store.values("agent", "session")) == ["b", "d", "ü c"]
+    assert list(await store.values("agent", "sess")) == []
+
+
 async def test_a_changed_field_is_found_by_its_new_value_only(store: ResourceStore) -> None:
     await store.put(resource("ex-1", phase="PENDING", session="a"), expected=0)
     await store.put(resource("ex-1", phase="COMPLETED"), expected=1)

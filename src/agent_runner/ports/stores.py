@@ -109,6 +109,10 @@ class ResourceStore(Protocol):
         """
         ...
 
+    async def values(self, kind: str, field: str) -> Sequence[str]:
+        """Which values resources of a kind have for a field, each once, in order."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class LogHead:

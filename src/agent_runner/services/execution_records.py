@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from agent_runner.domain.kinds import AGENT_EXECUTION
-from agent_runner.domain.phases import is_terminal, phase_name
+from agent_runner.domain.phases import TERMINAL_PHASES, is_terminal, phase_name
 from agent_runner.errors import ConflictError
 from agent_runner.ports.stores import ResourceKey, ResourceStore, StoredResource
 from agent_runner.services._clocks import Clock
@@ -16,12 +16,17 @@ from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import ExecutionPhase
 
 _TRIES: Final = 20
+_ENDED: Final = frozenset(map(phase_name, TERMINAL_PHASES))
 CALLER: Final = "caller"
 """Field of executions somebody waits for: `waiting`, then `told`."""
 LOG: Final = "log"
 """Field of executions that have ended: `full`, then `compact`."""
 STEERS: Final = "steers"
 """Field with the execution whose turn the message of this one is to join."""
+OPEN: Final = "open"
+"""Field of executions that have not ended: their session, so that its queue is found without its past.
+
+It follows from the phase lists know, and is written with it."""
 HOLDER: Final = "holder"
 """Field with the workflow run and the activity attempt that hold the execution, once retried."""
 
@@ -34,7 +39,8 @@ class ExecutionRecord:
     """One stored execution.
 
     Attributes:
-        resource: as stored; its field `phase` is an index and may lag behind the log after a crash.
+        resource: as stored; its fields `phase` and `open` are an index and may lag behind the log after
+            a crash.
     """
 
     resource: StoredResource
@@ -74,6 +80,10 @@ class ExecutionRecord:
         """Whether something may be in the artifact store for it."""
         return ARTIFACTS in self.resource.fields
 
+    def listed_in(self, phase: ExecutionPhase.ValueType) -> bool:
+        """Whether lists have the execution as one that is in the phase."""
+        return self.phase == phase_name(phase) and (OPEN in self.resource.fields) != is_terminal(phase)
+
     def message(self) -> AgentExecution:
         """The execution; its status holds nothing but the audit."""
         return AgentExecution.FromString(self.resource.body)
@@ -85,7 +95,14 @@ def fields_of(execution: AgentExecution, phase: ExecutionPhase.ValueType) -> Map
         "agent_id": execution.spec.agent_id,
         "phase": phase_name(phase),
     }
-    return fields | ({CALLER: "waiting"} if execution.spec.callback_token else {})
+    return _with_open(fields | ({CALLER: "waiting"} if execution.spec.callback_token else {}))
+
+
+def _with_open(fields: Mapping[str, str]) -> Mapping[str, str]:
+    """The fields, with `OPEN` as the phase among them has it."""
+    others = {name: value for name, value in fields.items() if name != OPEN}
+    ended = fields.get("phase") in _ENDED
+    return others if ended else others | {OPEN: fields.get("session_id", "")}
 
 
 def key_of(execution_id: str) -> ResourceKey:
@@ -109,9 +126,9 @@ class ExecutionRecords:
 
     def in_phase(self, record: ExecutionRecord, phase: ExecutionPhase.ValueType) -> ExecutionRecord:
         """The record with the phase noted, and the time of the change; the same one when it is there."""
-        if record.phase == phase_name(phase):
+        if record.listed_in(phase):
             return record
-        ended = {LOG: "full"} if is_terminal(phase) else {}
+        ended = {LOG: record.resource.fields.get(LOG, "full")} if is_terminal(phase) else {}
         return self._changed(record, {"phase": phase_name(phase)} | ended)
 
     async def set_fields(self, record: ExecutionRecord, fields: Mapping[str, str]) -> ExecutionRecord:
@@ -133,10 +150,15 @@ class ExecutionRecords:
             try:
                 version = await self._store.put(resource, expected=resource.version)
             except ConflictError:
-                changed = self._changed(await self.get(changed.id), changed.resource.fields)
+                changed = self._reapplied(changed, await self.get(changed.id))
                 continue
             return ExecutionRecord(replace(resource, version=version))
         raise ConflictError(AGENT_EXECUTION.name, changed.id, changed.resource.version)
+
+    def _reapplied(self, changed: ExecutionRecord, stored: ExecutionRecord) -> ExecutionRecord:
+        """The change in what another process wrote; an end that one knew of stays."""
+        ended = {"phase": stored.phase} if stored.phase in _ENDED else {}
+        return self._changed(stored, {**changed.resource.fields, **ended})
 
     def _changed(self, record: ExecutionRecord, fields: Mapping[str, str]) -> ExecutionRecord:
         execution = record.message()
@@ -145,6 +167,6 @@ class ExecutionRecords:
             replace(
                 record.resource,
                 body=execution.SerializeToString(),
-                fields={**record.resource.fields, **fields},
+                fields=_with_open({**record.resource.fields, **fields}),
             )
         )

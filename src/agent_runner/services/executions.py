@@ -160,7 +160,7 @@ class ExecutionService(ResourceService[AgentExecution]):
         if len(spec.message.encode()) > MOST_STEERING_BYTES:
             return ""
         holder = await self._turns.holder(spec.session_id)
-        return holder if any(record.id == holder for record in busy) else ""
+        return "" if await self._runs.has_ended(holder) else holder
 
     async def _steer(self, execution: AgentExecution, joined: str) -> None:
         asked = SteeringRequested(execution_id=execution.metadata.id)

@@ -6,17 +6,17 @@ so that of several processes one alone hands the turn on; it is free when its ex
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
 from agent_runner.domain.kinds import AGENT_EXECUTION
 from agent_runner.domain.paging import MOST
-from agent_runner.domain.phases import UNFINISHED_PHASES, phase_name
+from agent_runner.domain.phases import phase_name
 from agent_runner.errors import AlreadyExistsError, ConflictError, NotFoundError
 from agent_runner.ports.stores import ResourceKey, ResourceStore, StoredResource
-from agent_runner.services.execution_records import ExecutionRecord
-from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import ExecutionPhase
+from agent_runner.services.execution_records import OPEN, ExecutionRecord
+from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import EXECUTION_PENDING
 
 KIND: Final = "session_turn"
 """Ours alone, no kind of the API: the record's id is the session's, its body the execution's id."""
@@ -61,41 +61,32 @@ class SessionTurns:
         with suppress(NotFoundError):
             await self._store.delete(ResourceKey(KIND, session_id))
 
+    async def sessions(self) -> Sequence[str]:
+        """Sessions with executions that have not ended as far as lists know.
+
+        The empty one stands for all executions without a session.
+        """
+        return await self._store.values(AGENT_EXECUTION.name, OPEN)
+
     async def waiting(self, session_id: str, *, limit: int = MOST) -> list[ExecutionRecord]:
         """Executions of the session that are pending as far as lists know, oldest first."""
-        return await self._unfinished(session_id, UNFINISHED_PHASES[:1], limit)
+        # The first field leads: what has ended in the session is not walked through.
+        return await self._list({OPEN: session_id, "phase": phase_name(EXECUTION_PENDING)}, limit)
 
     async def unfinished(self, session_id: str, *, limit: int = MOST) -> list[ExecutionRecord]:
         """Executions of the session that have not ended as far as lists know, oldest first."""
-        return await self._unfinished(session_id, UNFINISHED_PHASES, limit)
+        return await self._list({OPEN: session_id}, limit)
 
     async def position(self, record: ExecutionRecord) -> int:
         """How many executions of its session come before a pending one."""
         if not record.session_id:
             return 0
-        counts = [
-            await self._store.count(
-                AGENT_EXECUTION.name,
-                fields={"session_id": record.session_id, "phase": phase_name(phase)},
-                before=record.id,
-            )
-            for phase in UNFINISHED_PHASES
-        ]
-        return sum(counts)
+        fields = {OPEN: record.session_id}
+        return await self._store.count(AGENT_EXECUTION.name, fields=fields, before=record.id)
 
-    async def _unfinished(
-        self, session_id: str, phases: tuple[ExecutionPhase.ValueType, ...], limit: int
-    ) -> list[ExecutionRecord]:
-        found: list[ExecutionRecord] = []
-        for phase in phases:
-            rows = await self._store.list(
-                AGENT_EXECUTION.name,
-                fields={"session_id": session_id, "phase": phase_name(phase)},
-                oldest_first=True,
-                limit=limit,
-            )
-            found += map(ExecutionRecord, rows)
-        return sorted(found, key=lambda record: record.id)
+    async def _list(self, fields: Mapping[str, str], limit: int) -> list[ExecutionRecord]:
+        rows = await self._store.list(AGENT_EXECUTION.name, fields=fields, oldest_first=True, limit=limit)
+        return [ExecutionRecord(row) for row in rows]
 
     async def _read(self, session_id: str) -> StoredResource | None:
         try:

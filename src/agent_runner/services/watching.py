@@ -11,7 +11,6 @@ from typing import Final
 import structlog
 
 from agent_runner.domain.kinds import AGENT_EXECUTION
-from agent_runner.domain.phases import phase_name
 from agent_runner.errors import NotFoundError, SlowWatcherError, UnavailableError
 from agent_runner.services._batches import Batch, pack
 from agent_runner.services._live import Live
@@ -69,7 +68,7 @@ class WatchService:
     async def mended_phase(self, listed: ExecutionRecord) -> ExecutionPhase.ValueType:
         """The phase, as the log has it; a list that said otherwise is put right."""
         async with self._logbook.open(listed.id, fresh=True) as live:
-            if listed.phase != phase_name(live.phase):
+            if not listed.listed_in(live.phase):
                 async with live.lock:
                     await self._logbook.mend(live)
             return live.phase

@@ -89,6 +89,14 @@ class MemoryResourceStore:
         found = await self.list(kind, org=org, fields=fields, before=before, limit=len(self._resources))
         return len(found)
 
+    async def values(self, kind: str, field: str) -> Sequence[str]:
+        found = {
+            resource.fields[field]
+            for key, resource in self._resources.items()
+            if key.kind == kind and field in resource.fields
+        }
+        return sorted(found)
+
 
 def _slug_of(resource: StoredResource) -> tuple[str, str, str]:
     return resource.key.kind, resource.org, resource.slug

@@ -114,6 +114,19 @@ class MongoResourceStore:
         with translated():
             return int(await self._resources.count_documents(query, hint=_index(org, fields)))
 
+    async def values(self, kind: str, field: str) -> Sequence[str]:
+        prefix = f"{field}\0"
+        ours = {"$gte": prefix, "$lt": f"{field}\1"}
+        steps: list[Document] = [
+            {"$match": {"kind": kind, "fields": {"$elemMatch": ours}}},
+            {"$unwind": "$fields"},
+            {"$match": {"fields": ours}},
+            {"$group": {"_id": "$fields"}},
+        ]
+        with translated():
+            found = await self._resources.aggregate(steps, hint=dict(BY_FIELD))
+            return sorted([pair["_id"].removeprefix(prefix) async for pair in found])
+
 
 def _query(kind: str, org: str | None, fields: Mapping[str, str] | None) -> Document:
     query: Document = {"kind": kind}

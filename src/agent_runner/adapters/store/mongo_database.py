@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Any, Final, Self
 
-from pymongo import AsyncMongoClient, ReadPreference, WriteConcern
+from pymongo import AsyncMongoClient, ReadPreference, UpdateOne, WriteConcern
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
@@ -30,7 +30,7 @@ Document = dict[str, Any]
 Collection = AsyncCollection[Document]
 Index = list[tuple[str, int]]
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 DEFAULT_DATABASE: Final = "agent_runner"
 
 BY_ID: Final[Index] = [("kind", 1), ("id", 1)]
@@ -38,6 +38,8 @@ BY_ORG: Final[Index] = [("kind", 1), ("org", 1), ("id", 1)]
 BY_FIELD: Final[Index] = [("kind", 1), ("fields", 1), ("id", 1)]
 BY_ORG_AND_FIELD: Final[Index] = [("kind", 1), ("org", 1), ("fields", 1), ("id", 1)]
 
+_UPDATED_AT_ONCE: Final = 1000
+"""Documents; within the time one call may take."""
 _REFUSED: Final = (13, 18, 8000)
 """Unauthorized, AuthenticationFailed, and how Atlas says either."""
 
@@ -85,6 +87,7 @@ class MongoDatabase:
             with translated(), _refusals():
                 await self._make_indexes()
                 if version < SCHEMA_VERSION:
+                    await self._mark_open()
                     await self._schema.update_one(
                         {"_id": "version"}, {"$max": {"version": SCHEMA_VERSION}}, upsert=True
                     )
@@ -118,7 +121,7 @@ class MongoDatabase:
             )
 
     async def _make_indexes(self) -> None:
-        """Make the indexes of schema 1; those that are there stay."""
+        """Make the indexes; those that are there stay."""
         named: Document = {"partialFilterExpression": {"slug": {"$gt": ""}}}
         resources, batches = self.resources, self.batches
         await resources.create_index(BY_ID, unique=True)
@@ -130,6 +133,18 @@ class MongoDatabase:
         await batches.create_index([("execution", 1), ("revision", 1)], unique=True)
         await batches.create_index([("execution", 1), ("last", 1), ("revision", 1)])
         await self.snapshots.create_index([("execution", 1), ("revision", 1)])
+
+    async def _mark_open(self) -> None:
+        """Schema 2: executions that have not ended carry their session in a field of its own.
+
+        One that another process writes meanwhile is left to that process, or to whoever looks at it next.
+        """
+        phases = [f"phase\0{phase}" for phase in ("EXECUTION_PENDING", "EXECUTION_IN_PROGRESS")]
+        query = {"kind": "agent_execution", "fields": {"$in": phases}}
+        found = await self.resources.find(query, {"version": 1, "fields": 1}).hint(BY_FIELD).to_list()
+        updates = [_opened(document) for document in found]
+        for start in range(0, len(updates), _UPDATED_AT_ONCE):
+            await self.resources.bulk_write(updates[start : start + _UPDATED_AT_ONCE], ordered=False)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncClientSession]:
@@ -150,6 +165,14 @@ class MongoDatabase:
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+
+def _opened(document: Document) -> UpdateOne:
+    fields = dict(pair.split("\0", 1) for pair in document["fields"])
+    return UpdateOne(
+        {"_id": document["_id"], "version": document["version"]},
+        {"$addToSet": {"fields": f"open\0{fields.get('session_id', '')}"}},
+    )
 
 
 @contextmanager

@@ -59,4 +59,13 @@ CREATE TABLE events (id INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;
 
 _V2 = "ALTER TABLE logs ADD COLUMN token BLOB NOT NULL DEFAULT x''"
 
-MIGRATIONS: Final = (_V1, _V2)
+_V3 = """
+-- Executions that have not ended carry their session in a field of its own; the trigger indexes it.
+UPDATE resources SET fields = json_set(fields, '$.open', coalesce(fields ->> '$.session_id', ''))
+WHERE (kind, id) IN (
+    SELECT kind, id FROM resource_fields WHERE kind = 'agent_execution' AND name = 'phase'
+    AND value IN ('EXECUTION_PENDING', 'EXECUTION_IN_PROGRESS')
+);
+"""
+
+MIGRATIONS: Final = (_V1, _V2, _V3)

@@ -75,8 +75,11 @@ class SqliteResourceStore:
         fields: Mapping[str, str] | None = None,
         before: str | None = None,
     ) -> int:
-        source, values, _id_column = _matching(kind, org, dict(fields or {}), before, "<")
+        source, values, _id_column = _matching(kind, org, dict(fields or {}), before, "<", rows=False)
         return await self._database.read(partial(_select_count, f"SELECT count(*) {source}", values))
+
+    async def values(self, kind: str, field: str) -> Sequence[str]:
+        return await self._database.read(partial(_select_values, kind, field))
 
 
 def _resource(row: Sequence[Any]) -> StoredResource:
@@ -117,11 +120,20 @@ def _listing(
 
 
 def _matching(
-    kind: str, org: str | None, fields: Mapping[str, str], edge: str | None, beyond: str
+    kind: str,
+    org: str | None,
+    fields: Mapping[str, str],
+    edge: str | None,
+    beyond: str,
+    *,
+    rows: bool = True,
 ) -> tuple[str, Sequence[Any], str]:
     """FROM and WHERE with their values, and the column that orders them.
 
     The first field's index drives the query when there is one; CROSS JOIN keeps it in front.
+
+    Args:
+        rows: False leaves the resources themselves out where the index of fields has the answer.
     """
     tables, where, values = "resources r", ["r.kind = ?"], [kind]
     id_column = "r.id"
@@ -135,7 +147,7 @@ def _matching(
             where += [f"{alias}.kind = f0.kind", f"{alias}.id = f0.id"]
         where += [f"{alias}.name = ?", f"{alias}.value = ?"]
         values += [name, value]
-    if fields:
+    if fields and (rows or org is not None):
         tables += " CROSS JOIN resources r"
         where += ["r.kind = f0.kind", "r.id = f0.id"]
     if org is not None:
@@ -147,6 +159,13 @@ def _matching(
 
 def _select_count(statement: str, values: Sequence[Any], connection: apsw.Connection) -> int:
     return int(connection.execute(statement, values).get)
+
+
+def _select_values(kind: str, field: str, connection: apsw.Connection) -> Sequence[str]:
+    rows = connection.execute(
+        "SELECT DISTINCT value FROM resource_fields WHERE kind = ? AND name = ? ORDER BY value", (kind, field)
+    )
+    return [value for (value,) in rows]
 
 
 def _select_all(

@@ -132,6 +132,10 @@ class Resources(SideBySide):
         asked: dict[str, Any] = {"org": org, "fields": fields, "before": before}
         self.compare(self.sqlite.count(kind, **asked), self.memory.count(kind, **asked))
 
+    @rule(kind=KINDS, field=st.sampled_from(["phase", "session", ""]))
+    def values(self, kind: str, field: str) -> None:
+        self.compare(self.sqlite.values(kind, field), self.memory.values(kind, field))
+
     @invariant()
     def the_index_of_fields_is_whole(self) -> None:
         rows = self.loop.run_until_complete(self.database.read(_index_rows))

@@ -19,7 +19,7 @@ from agent_runner.adapters.store.database import SqliteDatabase
 from agent_runner.adapters.store.schema import MIGRATIONS
 from agent_runner.adapters.store.sqlite import SqliteEventLog, SqliteResourceStore
 from agent_runner.errors import SettingsError, UnavailableError
-from agent_runner.ports.stores import LogHead, ResourceKey
+from agent_runner.ports.stores import LogHead, ResourceKey, StoredResource
 
 TABLE = ("CREATE TABLE things (name TEXT PRIMARY KEY, value BLOB) STRICT",)
 
@@ -205,6 +205,32 @@ async def test_a_log_of_the_first_schema_goes_on(tmp_path: Path) -> None:
         head = LogHead(last_seq=4, attempt=2, token=b"hash")
         await log.append("ex-1", [b"four"], expected_seq=3, head=head)
         assert await log.head("ex-1") == head
+
+
+async def test_what_had_not_ended_under_the_second_schema_is_in_the_queue_of_its_session(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "test.db"
+    rows = [
+        ("agent_execution", "aex-1", {"session_id": "ses-1", "phase": "EXECUTION_COMPLETED", "log": "full"}),
+        ("agent_execution", "aex-2", {"session_id": "ses-1", "phase": "EXECUTION_IN_PROGRESS"}),
+        ("agent_execution", "aex-3", {"session_id": "ses-1", "phase": "EXECUTION_PENDING"}),
+        ("agent_execution", "aex-4", {"phase": "EXECUTION_PENDING"}),
+        ("session", "ses-1", {"phase": "EXECUTION_PENDING"}),
+    ]
+    async with SqliteDatabase(path, migrations=MIGRATIONS[:2]) as database:
+        store = SqliteResourceStore(database)
+        for kind, id_, fields in rows:
+            await store.put(StoredResource(ResourceKey(kind, id_), "", "", b"", fields=fields), expected=0)
+
+    async with SqliteDatabase(path) as database:
+        store = SqliteResourceStore(database)
+        for session, queue in (("ses-1", ["aex-2", "aex-3"]), ("", ["aex-4"])):
+            listed = await store.list("agent_execution", fields={"open": session}, oldest_first=True)
+            assert [resource.key.id for resource in listed] == queue
+        assert (await store.get(ResourceKey("agent_execution", "aex-1"))).fields == rows[0][2]
+        assert await store.values("agent_execution", "open") == ["", "ses-1"]
+        assert await store.values("session", "open") == []
 
 
 async def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
