@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from contract.agent_bench import ENGINES, Bench, Journal
+from google.protobuf.json_format import MessageToDict
 from langchain_core.tools import tool
 
 from agent_runner.adapters.checkpoints.sqlite import SqliteCheckpoints
@@ -22,6 +23,7 @@ from agent_runner.ports.sandboxes import SandboxSpec
 from agent_runner.v1.events_pb2 import ExecutionEvent
 from agent_runner.v1.options_pb2 import Limits
 from agent_runner.v1.status_pb2 import Usage
+from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecutionStatus
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
     SUB_AGENT_COMPLETED,
     TODO_COMPLETED,
@@ -221,6 +223,10 @@ async def test_wrong_calls_fail_and_the_model_goes_on(bench: Bench, call: str, w
         "garbage <x>",
         "[1, 2]",
         '"text"',
+        '{"file_path": "/workspace/x", "content": NaN}',
+        f'{{"file_path": "/workspace/x", "content": "x", "more": {10**40}}}',
+        f'{{"file_path": "/workspace/x", "content": "x", "more": {"[" * 200}{"]" * 200}}}',
+        f'{{"file_path": "/workspace/x", "content": "x", "more": {"[" * 5000}{"]" * 5000}}}',
     ],
 )
 async def test_arguments_that_did_not_come_whole_run_nothing(bench: Bench, raw: str) -> None:
@@ -231,6 +237,41 @@ async def test_arguments_that_did_not_come_whole_run_nothing(bench: Bench, raw: 
     assert shown.status == TOOL_CALL_FAILED
     assert "not a whole JSON object" in shown.error
     assert "not a whole JSON object" in journal.status.messages[-1].content
+
+
+async def test_half_a_character_is_replaced_wherever_a_model_says_it(bench: Bench) -> None:
+    raw = json.dumps({"file_path": "/workspace/x", "content": "a\ud83d b"})
+    journal = await bench.run(
+        f"""
+turns:
+  - steps:
+      - {{text: "one \\ud83d", calls: [{{name: write_file, raw_args: {json.dumps(raw)}}}]}}
+      - {{text: "two \\ude00"}}
+"""
+    )
+    assert [m.content for m in journal.status.messages] == ["one \ufffd", "two \ufffd"]
+    assert journal.status.tool_calls[0].args["content"] == "a\ufffd b"
+    assert await content(bench, "/workspace/x") == "a\ufffd b"
+
+
+async def test_arguments_nested_deep_reach_the_tool_and_are_shown_as_text_below(bench: Bench) -> None:
+    given: list[object] = []
+
+    @tool
+    def plant(tree: object) -> str:
+        """Plant it."""
+        given.append(tree)
+        return "planted"
+
+    bench.tools = [plant]
+    tree = '{"a":' * 50 + "1" + "}" * 50
+    raw = json.dumps(f'{{"tree": {tree}}}')
+    journal = await bench.run(f"turns: [{{steps: [{{calls: [{{name: plant, raw_args: {raw}}}]}}, done]}}]")
+
+    assert given == [json.loads(tree)]
+    again = AgentExecutionStatus.FromString(journal.status.SerializeToString())
+    assert "planted" in again.tool_calls[0].result
+    assert MessageToDict(again.tool_calls[0].args).keys() == {"tree"}
 
 
 async def test_calls_numbered_anew_in_each_answer_are_kept_apart(bench: Bench) -> None:

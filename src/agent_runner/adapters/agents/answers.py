@@ -1,7 +1,8 @@
 """Putting a model's answer right before it is kept: ids, and tool calls that cannot be read.
 
-Clients parse arguments that end early as far as they go, so half a file would be written; and some
-servers number their calls anew in each answer, so two calls would be taken for one.
+Clients parse arguments that end early as far as they go, so half a file would be written; some servers
+number their calls anew in each answer, so two calls would be taken for one; and a model may write what
+no checkpoint can hold.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from agent_runner.adapters.agents.keepable import is_keepable, kept
+
 UNREADABLE = "_unreadable_arguments"
-"""The only argument of a call whose arguments were no JSON: what came instead of them."""
+"""The only argument of a call whose arguments were no JSON that can be kept: what came instead of them."""
 
 _LONGEST_QUOTE = 500
 
@@ -50,9 +53,9 @@ def unreadable_error(arguments: Mapping[str, Any]) -> str | None:
         return None
     quote = str(arguments[UNREADABLE])[:_LONGEST_QUOTE]
     return (
-        "Error: the arguments were not a whole JSON object, so nothing was run. They began: "
-        f"{quote!r}. Call the tool again with whole arguments; if they were cut off for their length, "
-        "do it in smaller pieces."
+        "Error: the arguments were not a whole JSON object with numbers and nesting within bounds, so "
+        f"nothing was run. They began: {quote!r}. Call the tool again with whole arguments; if they were "
+        "cut off for their length, do it in smaller pieces."
     )
 
 
@@ -61,11 +64,14 @@ def repair(
 ) -> None:
     """Give the message its id, its calls ids of their own, and mark calls that cannot be read. In place.
 
+    What it says is changed where it could not be kept.
+
     Args:
         taken: whether a call of this id was there before.
         unreadable: ids of calls whose arguments did not come whole, with what came.
     """
     message.id = message_id
+    message.content, message.additional_kwargs = kept(message.content), kept(message.additional_kwargs)
     calls = list(message.tool_calls)
     for invalid in message.invalid_tool_calls:
         args = {UNREADABLE: invalid["args"] or ""}
@@ -76,8 +82,9 @@ def repair(
     own: set[str] = set()
     for place, call in enumerate(calls):
         old = call["id"] or ""
-        if old in unreadable:
-            call["args"] = {UNREADABLE: unreadable[old]}
+        if old in unreadable or not is_keepable(call["args"]):
+            call["args"] = {UNREADABLE: unreadable.get(old) or str(kept(call["args"]))}
+        call["name"], call["args"] = kept(call["name"]), kept(call["args"])
         if not old or old in own or taken(old):
             call["id"] = f"{message_id}-{place + 1}"
             _rename(message.content, old, call["id"])
@@ -98,6 +105,7 @@ def _is_object(arguments: str) -> bool:
     if not arguments.strip():  # a call without arguments
         return True
     try:
-        return isinstance(json.loads(arguments), dict)
-    except ValueError:
+        found = json.loads(arguments)
+    except (ValueError, RecursionError):
         return False
+    return isinstance(found, dict) and is_keepable(found)

@@ -8,6 +8,7 @@ from typing import Any
 
 from google.protobuf.struct_pb2 import Struct
 
+from agent_runner.adapters.agents.keepable import kept
 from agent_runner.domain.tool_results import shortened
 from agent_runner.ports.agents import ShownResult
 from agent_runner.v1.events_pb2 import (
@@ -33,6 +34,8 @@ from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
     TODO_PENDING,
 )
 
+_SHOWN_LEVELS = 20
+"""A message has at most 100 levels, of which each in a Struct takes three."""
 _TODO_STATUS = {
     "pending": TODO_PENDING,
     "in_progress": TODO_IN_PROGRESS,
@@ -169,10 +172,10 @@ def usage_from(metadata: Mapping[str, Any] | None) -> Usage:
 
 
 def _struct(args: Mapping[str, Any]) -> Struct:
-    """Arguments as a Struct; what JSON cannot say becomes text."""
-    struct = Struct()
+    """Arguments as a Struct; what JSON cannot say, or is nested too deep to be shown, becomes text."""
+    shown, struct = kept(args, _SHOWN_LEVELS), Struct()
     try:
-        struct.update(args)
+        struct.update(shown)
     except (ValueError, TypeError):
-        struct.update(json.loads(json.dumps(args, default=str)))
+        struct.update(json.loads(json.dumps(shown, default=str)))
     return struct

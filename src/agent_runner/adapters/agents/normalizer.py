@@ -29,6 +29,7 @@ from agent_runner.adapters.agents.events import (
     text_of,
     usage_from,
 )
+from agent_runner.adapters.agents.keepable import valid_text
 from agent_runner.adapters.agents.signals import Joined, ToolOutput, Warned
 from agent_runner.v1.events_pb2 import (
     ExecutionEvent,
@@ -114,7 +115,7 @@ class Normalizer:
         if chunk.chunk_position == "last":
             self._arguments.end(message.message_id)
         content = chunk.content
-        text = content if type(content) is str else text_of(content)
+        text = valid_text(content if type(content) is str else text_of(content))
         if text:
             message.pieces.append(text)
             yield ExecutionEvent(

@@ -27,6 +27,7 @@ from langgraph.types import Command
 
 from agent_runner.adapters.agents.answers import unreadable_error
 from agent_runner.adapters.agents.events import completed_call, failed_call, result_of, started_call
+from agent_runner.adapters.agents.keepable import kept
 from agent_runner.adapters.agents.limits import LimitCounter
 from agent_runner.adapters.agents.normalizer import SUB_AGENT_TOOL, TODO_TOOL
 from agent_runner.adapters.agents.signals import ToolOutput, all_handed_on
@@ -111,7 +112,7 @@ class ToolCalls(AgentMiddleware[Any, Any, Any]):
         super().__init__()
         self._journal = journal
         self._limits = limits
-        self._mask = mask
+        self._mask = lambda value: kept(mask(value))
         self._results = results or NoResultsKept()
 
     async def awrap_tool_call(self, request: ToolCallRequest, handler: Handler) -> Result:
