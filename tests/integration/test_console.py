@@ -259,7 +259,7 @@ async def test_pages_of_other_sites_cannot_ask_without_a_key(url: str, running: 
 async def test_metrics_are_what_prometheus_reads(url: str, world: World, services: Services) -> None:
     world.workflows.open.add("aex-gone")
     for _ in range(2):
-        await services.runs.reconcile()
+        await services.reconciler.reconcile()
     async with httpx.AsyncClient(base_url=url) as client:
         text = (await client.get("/metrics")).text
 

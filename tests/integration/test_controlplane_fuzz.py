@@ -210,7 +210,7 @@ async def test_no_message_brings_the_server_down(world: World) -> None:
         assert passed > 100, "too little gets past the first checks"
         again = await services.agents.create(agent("After all that"))
         assert await services.agents.get(AgentId(value=again.metadata.id).value) == again
-        await services.runs.reconcile()
+        await services.reconciler.reconcile()
 
 
 async def test_deep_structures_are_refused_and_wide_ones_taken(world: World) -> None:

@@ -59,7 +59,7 @@ async def test_a_paused_run_holds_no_worker_and_goes_on_where_it_was(world: Stac
     async with asyncio.timeout(120):
         await world.handle(execution).result()
     await worker.stop()
-    assert (await world.server.services.runs.reconcile()).started == 0
+    assert (await world.server.services.reconciler.reconcile()).started == 0
 
     await world.run_worker()
     await world.server.services.executions.resume(execution.metadata.id)
@@ -79,7 +79,7 @@ async def test_a_run_whose_workflow_was_taken_away_goes_on_from_its_checkpoint(w
     await world.handle(execution).terminate("lost")
     await world.run_worker()
 
-    assert (await world.server.services.runs.reconcile()).restarted == 1
+    assert (await world.server.services.reconciler.reconcile()).restarted == 1
 
     ended = (await world.ended(execution)).status
     assert ended.phase == EXECUTION_COMPLETED, ended.error

@@ -131,7 +131,7 @@ class ControlPlane:
 
     async def _reconcile(self) -> None:
         while True:
-            await _again("reconciling", self._services.runs.reconcile())
+            await _again("reconciling", self._services.reconciler.reconcile())
             await asyncio.sleep(self._reconcile_every.total_seconds())
 
     async def _sweep(self) -> None:

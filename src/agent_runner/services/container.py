@@ -28,6 +28,7 @@ from agent_runner.services.identity import StoreHealth
 from agent_runner.services.key_rotation import KeyRotation
 from agent_runner.services.mcp_servers import McpServerService
 from agent_runner.services.metrics import Counters, MetricService
+from agent_runner.services.reconciling import Reconciler
 from agent_runner.services.removal import SessionRemoval
 from agent_runner.services.resources import ResourceService
 from agent_runner.services.retention import Retention
@@ -47,7 +48,8 @@ class Services:
     """Everything that can be done, whatever protocol asks.
 
     Attributes:
-        runs: starts what may run; `runs.reconcile()` is due at start and from time to time.
+        runs: starts what may run.
+        reconciler: mends what a crash left; `reconciler.reconcile()` is due at start and from time to time.
         events: what runners write.
         watches: reading executions, once or live.
         retention: removes what is old; `retention.sweep()` is due from time to time.
@@ -65,6 +67,7 @@ class Services:
     skills: SkillService
     mcp_servers: McpServerService
     runs: ExecutionRuns
+    reconciler: Reconciler
     events: EventService
     watches: WatchService
     workflows: WorkflowStarter
@@ -161,6 +164,7 @@ def build_services(
         skills=SkillService(store, artifacts, clock=clock, new_id=new_id, spool=spool, limits=skill_limits),
         mcp_servers=McpServerService(MCP_SERVER, store, clock=clock, new_id=new_id, secrets=sealing),
         runs=ran.runs,
+        reconciler=ran.reconciler,
         events=ran.events,
         watches=ran.watches,
         workflows=workflows,
@@ -183,6 +187,7 @@ class _Running:
     events: EventService
     watches: WatchService
     runs: ExecutionRuns
+    reconciler: Reconciler
     variables: ExecutionEnvironments
     counters: Counters
 
@@ -198,8 +203,10 @@ def _running(
 ) -> _Running:
     events, watches = EventService(logbook, attempt_limits), WatchService(logbook, turns)
     counters = Counters()
-    runs = ExecutionRuns(
+    runs = ExecutionRuns(turns=turns, events=events, watches=watches, workflows=workflows)
+    reconciler = Reconciler(
         store,
+        runs=runs,
         turns=turns,
         events=events,
         watches=watches,
@@ -214,4 +221,4 @@ def _running(
         variables.ended(record)
 
     logbook.on_end = ended
-    return _Running(events, watches, runs, variables, counters)
+    return _Running(events, watches, runs, reconciler, variables, counters)

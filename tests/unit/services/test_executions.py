@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
 
 import pytest
 from unit.services.conftest import World
@@ -35,7 +34,6 @@ from ai.stigmer.agentic.agentexecution.v1.command_pb2 import AgentExecutionUpdat
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
     EXECUTION_CANCELLED,
     EXECUTION_COMPLETED,
-    EXECUTION_FAILED,
     EXECUTION_IN_PROGRESS,
     EXECUTION_PENDING,
     MESSAGE_AI,
@@ -257,89 +255,6 @@ async def test_a_busy_session_can_be_interrupted(
 
     assert world.workflows.cancelled == [running.metadata.id]
     assert (await services.executions.get(running.metadata.id)).status.run.cancel_requested
-
-
-# After a restart
-
-
-async def test_a_restart_goes_on_with_the_queue(
-    world: World, services: Services, running: AgentExecution
-) -> None:
-    second = await services.executions.create(execution(session_id=running.spec.session_id))
-    services.runs.hand_on = lambda session_id: None  # type: ignore[method-assign]  # dies before it hands on
-    await finish(services, running.metadata.id)
-    assert world.workflows.started == [running.metadata.id]
-
-    done = await world.process().runs.reconcile()
-
-    assert done.started == 1
-    assert world.workflows.started == [running.metadata.id, second.metadata.id]
-
-
-async def test_an_execution_that_was_stored_and_not_started_is_started(
-    world: World, services: Services, running: AgentExecution
-) -> None:
-    world.workflows.started.clear()
-    world.workflows.open.clear()
-
-    await world.process().runs.reconcile()
-
-    assert world.workflows.started == [running.metadata.id]
-
-
-async def test_a_run_whose_workflow_is_gone_goes_on_but_not_for_ever(
-    world: World, services: Services, running: AgentExecution
-) -> None:
-    runner = Runner(services, running.metadata.id)
-    await runner.start()
-    await runner.send(IN_PROGRESS)
-
-    for _ in range(5):
-        world.workflows.open.clear()
-        assert (await services.runs.reconcile()).restarted == 1
-        assert world.workflows.open == {running.metadata.id}
-    world.workflows.open.clear()
-    assert (await services.runs.reconcile()).failed == 0
-    world.clock.advance(timedelta(seconds=61))
-    assert (await services.runs.reconcile()).failed == 1
-
-    assert (await services.executions.get(running.metadata.id)).status.phase == EXECUTION_FAILED
-
-
-async def test_a_cancel_that_was_not_delivered_is_delivered_later(
-    world: World, services: Services, running: AgentExecution
-) -> None:
-    world.workflows.away = True
-    asked = await services.executions.cancel(running.metadata.id)
-    assert asked.status.run.cancel_requested
-    world.workflows.away = False
-
-    await services.runs.reconcile()
-
-    assert world.workflows.cancelled == [running.metadata.id]
-
-
-async def test_reconciling_twice_changes_nothing_more(world: World, running: AgentExecution) -> None:
-    services = world.process()
-
-    assert (await services.runs.reconcile()).started == 0
-    assert world.workflows.started == [running.metadata.id]
-
-
-async def test_an_index_that_lags_behind_is_mended(
-    world: World, services: Services, running: AgentExecution
-) -> None:
-    stale = (await world.store.list("agent_execution"))[0]
-    await finish(services, running.metadata.id)
-    now = (await world.store.list("agent_execution"))[0]
-    world.store._resources[stale.key] = type(now)(
-        now.key, now.org, now.slug, now.body, now.version, stale.fields
-    )
-
-    other = world.process()
-    await other.runs.reconcile()
-
-    assert (await world.store.list("agent_execution"))[0].fields["phase"] == "EXECUTION_COMPLETED"
 
 
 # Cancel, delete, update

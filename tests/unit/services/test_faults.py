@@ -117,7 +117,7 @@ class Simulation:
         for task in self.pool[number].runs._tasks:
             task.cancel()
         self.pool[number] = self.world.process(replicas=self.replicas > 1)
-        await self.pool[number].runs.reconcile()
+        await self.pool[number].reconciler.reconcile()
 
     async def run(self) -> None:
         """One attempt of something Temporal has started, as far as it gets."""
@@ -156,7 +156,7 @@ class Simulation:
         self.start_processes()
         for _ in range(400):
             for services in self.pool:
-                await services.runs.reconcile()
+                await services.reconciler.reconcile()
             while tasks := [task for services in self.pool for task in services.runs._tasks]:
                 await asyncio.wait(tasks)
             await self.run()

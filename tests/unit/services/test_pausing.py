@@ -45,7 +45,7 @@ async def test_a_paused_execution_has_no_workflow_and_stays_so_over_restarts(
     restarted = world.process()
     world.clock.advance(timedelta(hours=5))
 
-    done = await restarted.runs.reconcile()
+    done = await restarted.reconciler.reconcile()
 
     assert (done.started, done.failed) == (0, 0)
     status = (await restarted.executions.get(running.metadata.id)).status
@@ -90,7 +90,7 @@ async def test_a_resume_without_temporal_is_made_up_for(
     await services.executions.resume(running.metadata.id)
     world.workflows.away = False
 
-    assert (await services.runs.reconcile()).restarted == 1
+    assert (await services.reconciler.reconcile()).restarted == 1
 
 
 async def test_what_waits_is_paused_at_once_and_keeps_its_place(
@@ -128,7 +128,7 @@ async def test_a_pause_nobody_hears_of_is_a_pause(
     await services.executions.pause(running.metadata.id)
     world.workflows.open.clear()
 
-    await services.runs.reconcile()
+    await services.reconciler.reconcile()
 
     assert (await services.executions.get(running.metadata.id)).status.run.paused
 
@@ -217,6 +217,21 @@ async def test_a_message_joins_the_running_turn(
     [again] = (await Runner(services, running.metadata.id).start(attempt=2)).steering
     assert again == told
     assert world.workflows.started == [running.metadata.id]
+
+
+async def test_a_message_joins_whatever_waits_with_ids_of_its_own_choice(
+    services: Services, running: AgentExecution
+) -> None:
+    runner = Runner(services, running.metadata.id)
+    await runner.start()
+    for number in range(6):
+        before = execution(session_id=running.spec.session_id)
+        before.metadata.id = f"{running.metadata.id[:4]}{number:022}"
+        await services.executions.create(before)
+
+    steered = await services.executions.create(steering(running))
+
+    assert [told.execution_id for told in (await runner.send(IN_PROGRESS)).steering] == [steered.metadata.id]
 
 
 async def test_a_message_that_could_not_join_has_the_next_turn(
@@ -319,42 +334,3 @@ async def test_without_temporal_a_session_is_not_deleted(
     with pytest.raises(WorkflowServiceUnavailableError):
         await services.sessions.delete(running.spec.session_id)
     assert await services.executions.get(running.metadata.id)
-
-
-# The reconciler
-
-
-async def test_a_workflow_without_an_execution_is_terminated_at_the_second_look(
-    world: World, services: Services
-) -> None:
-    world.workflows.open.add("aex-gone")
-    assert (await services.runs.reconcile()).orphans == 0
-    assert (await services.runs.reconcile()).orphans == 1
-    assert world.workflows.terminated == ["aex-gone"]
-
-
-async def test_a_caller_who_was_not_told_is_told_once(
-    world: World, services: Services, running: AgentExecution
-) -> None:
-    waited_for = await services.executions.create(
-        execution(agent_id=running.spec.agent_id, callback_token=b"token")
-    )
-    await finish(services, waited_for.metadata.id)  # its workflow is still there, and will see to it
-    assert (await services.runs.reconcile()).told == 0
-    world.workflows.open.discard(waited_for.metadata.id)
-
-    assert (await services.runs.reconcile()).told == 1
-    assert world.workflows.told == [waited_for.metadata.id]
-    await services.runs.told(waited_for.metadata.id)
-    assert (await services.runs.reconcile()).told == 0
-
-
-async def test_what_is_mended_is_counted(world: World, services: Services, running: AgentExecution) -> None:
-    world.workflows.open.clear()
-    await services.runs.reconcile()
-
-    counted = {metric.name: metric for metric in await services.metrics.metrics()}
-    assert counted["reconciled_started"].samples == [({}, 1)]
-    assert counted["reconciled_started"].counter
-    phases = {labels["phase"]: number for labels, number in counted["executions"].samples}
-    assert phases["pending"] == 1
