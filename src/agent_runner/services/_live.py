@@ -105,6 +105,8 @@ class Live:
             before = self.fold.phase
             self.fold.apply(event)
             self.seq = seq
+            if self.phase != EXECUTION_PENDING:
+                self.queue_position = 0
             # Noted here, since reading it from the status would join the texts of the fold each time.
             self.cancel_requested = self.cancel_requested or event.HasField("cancel_requested")
             self.bytes_since_snapshot += len(body)
@@ -114,6 +116,10 @@ class Live:
             self.last_time = events[-1][1].time or self.last_time
         self.tail.extend(pack((seq, body) for seq, _event, body in events))
         self.announce()
+
+    def milestone_after(self, seq: int) -> tuple[int, bytes] | None:
+        """The first change of phase after `seq`; None when there is none."""
+        return next((milestone for milestone in self.milestones if milestone[0] > seq), None)
 
     def announce(self) -> None:
         """Wake everybody who waits for a change."""

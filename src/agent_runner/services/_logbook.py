@@ -36,6 +36,8 @@ _TRIES: Final = 20
 _READ_LIMIT: Final = 1000
 _CHANGES_PHASE: Final = frozenset({"phase_changed", "status_merged"})
 _LONGEST_TIME: Final = 40
+BEYOND: Final = (1 << 63) - 1
+"""A seq no log gets to. It is announced when a log goes: whoever hears of it looks, and finds nothing."""
 
 
 def topic_of(execution_id: str) -> str:
@@ -156,7 +158,7 @@ class Logbook:
         await self._append(live, [body for _seq, _event, body in rows], head)
         changed, live.record = record is not live.record, record
         self._take_over(live, rows, head)
-        await self._announce(live)
+        await self._publish(live.execution_id, live.seq)
         if changed:
             await self.index(live)
 
@@ -181,6 +183,13 @@ class Logbook:
         except BaseException:
             live.stale = True
             raise
+
+    async def forget(self, execution_id: str) -> None:
+        """Remove the log of an execution whose record is gone; other processes hear of it."""
+        # First of all, so that nobody is shown what is left of it meanwhile.
+        self.lives.forget(execution_id)
+        await self._publish(execution_id, BEYOND)
+        await self.events.delete(execution_id)
 
     async def _append(self, live: Live, bodies: Sequence[bytes], head: LogHead) -> None:
         expected = head.last_seq - len(bodies)
@@ -212,12 +221,12 @@ class Logbook:
         if live.terminal and not was_terminal and live.record is not None:
             self.on_end(live.record)
 
-    async def _announce(self, live: Live) -> None:
+    async def _publish(self, execution_id: str, seq: int) -> None:
         try:
-            await self.announcer.publish(topic_of(live.execution_id), b"%d" % live.seq)
+            await self.announcer.publish(topic_of(execution_id), b"%d" % seq)
         except UnavailableError as error:
             # Other replicas look by themselves after a while.
-            log.warning("append was not announced", execution_id=live.execution_id, error=str(error))
+            log.warning("append was not announced", execution_id=execution_id, error=str(error))
 
     async def _load(self, live: Live) -> None:
         """Read record, snapshot and the events since, and mend the index if it lags behind."""

@@ -149,9 +149,10 @@ def build_services(
         new_id=new_id,
         secrets=sealing,
     )
-    sessions.before_delete = SessionRemoval(
+    removal = SessionRemoval(
         store, executions=executions, turns=turns, watches=ran.watches, workflows=workflows
-    ).remove_contents
+    )
+    sessions.before_delete, sessions.after_delete = removal.remove_contents, removal.remove_late
     return Services(
         agents=agents,
         agent_instances=instances,

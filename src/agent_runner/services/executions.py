@@ -139,6 +139,7 @@ class ExecutionService(ResourceService[AgentExecution]):
             steered = await self._steered(execution, busy)
             has_turn = await self._store_new(execution, place, idle=not busy, steers=steered)
             try:
+                await self._ensure_session(execution, place)
                 if steered:
                     await self._steer(execution, steered)
                 elif has_turn:
@@ -164,8 +165,12 @@ class ExecutionService(ResourceService[AgentExecution]):
 
     async def _steer(self, execution: AgentExecution, joined: str) -> None:
         asked = SteeringRequested(execution_id=execution.metadata.id)
-        if not await self._events.record(joined, ExecutionEvent(steering_requested=asked)):
-            # It has ended meanwhile, and so the message has the next turn.
+        try:
+            is_told = await self._events.record(joined, ExecutionEvent(steering_requested=asked))
+        except NotFoundError:
+            is_told = False
+        if not is_told:
+            # It has ended or was deleted meanwhile, and so the message has the next turn.
             await self._runs.take_turns(execution.spec.session_id, execution)
 
     async def update(self, request: AgentExecution) -> AgentExecution:
@@ -264,6 +269,8 @@ class ExecutionService(ResourceService[AgentExecution]):
             FailedPreconditionError: it has ended already.
         """
         record, status, _time = await self._watches.status(self._key(execution_id, "execution_id").id)
+        if is_terminal(status.phase):
+            raise _ended(record.id, status.phase)
         asked = ExecutionEvent(pause_requested=PauseRequested(reason=reason[:1000]))
         if not status.run.pause_requested and not await self._events.record(record.id, asked):
             raise _ended(record.id, await self._watches.phase(record.id))
@@ -393,6 +400,21 @@ class ExecutionService(ResourceService[AgentExecution]):
             await self._watches.forget(execution.metadata.id)
         if place.new_session is not None:
             await _quietly(self._sessions.discard(place.session_id))
+
+    async def _ensure_session(self, execution: AgentExecution, place: _Place) -> None:
+        """Take an execution back whose session was removed while it was stored.
+
+        Raises:
+            NotFoundError: it was.
+        """
+        if place.new_session is not None:
+            return
+        try:
+            await self._sessions.get(place.session_id)
+        except NotFoundError:
+            await self._undo(execution, place)
+            await self._turns.forget(place.session_id)
+            raise
 
     async def _unfinished(self, session_id: str) -> list[ExecutionRecord]:
         """Who holds a session up: the first few."""

@@ -10,6 +10,7 @@ import structlog
 
 from agent_runner.domain.kinds import AGENT_EXECUTION
 from agent_runner.domain.paging import MOST
+from agent_runner.domain.phases import UNFINISHED_PHASES, phase_name
 from agent_runner.errors import FailedPreconditionError, NotFoundError
 from agent_runner.ports.stores import ResourceStore
 from agent_runner.ports.workflows import SessionRemains, WorkflowStarter
@@ -64,6 +65,19 @@ class SessionRemoval:
                 wait_seconds=0 if orderly else _UNWIND.total_seconds(),
             )
         )
+        count = await self._forget_executions(session_id)
+        log.info("session removed", session_id=session_id, executions=count)
+
+    async def remove_late(self, session_id: str) -> None:
+        """Remove what was begun in a session while it was removed; the session itself is gone by now.
+
+        Who begins one looks for the session after it has stored it, so that nobody overlooks the other.
+        """
+        if count := await self._forget_executions(session_id):
+            log.info("executions of a removed session removed", session_id=session_id, executions=count)
+        await self._turns.forget(session_id)
+
+    async def _forget_executions(self, session_id: str) -> int:
         count = 0
         async for record in self._all(session_id):
             try:
@@ -71,21 +85,21 @@ class SessionRemoval:
                 count += 1
             except NotFoundError:
                 continue  # somebody else does the same
-        log.info("session removed", session_id=session_id, executions=count)
+        return count
 
     async def _stop(self, session_id: str) -> bool:
         """Cancel all, the newest first so that none gets the turn; whether all stopped when asked."""
-        unfinished = await self._turns.unfinished(session_id)
-        for record in reversed(unfinished):
+        unfinished = [execution_id async for execution_id in self._unfinished(session_id)]
+        for execution_id in sorted(unfinished, reverse=True):
             try:
-                await self._executions.cancel(record.id, _REASON)
+                await self._executions.cancel(execution_id, _REASON)
             except (FailedPreconditionError, NotFoundError):
                 continue  # ended meanwhile
         orderly = True
-        for record in unfinished:
-            if not await self._watches.wait_end(record.id, _ORDERLY):
+        for execution_id in unfinished:
+            if not await self._watches.wait_end(execution_id, _ORDERLY):
                 orderly = False
-                await self._terminate(record.id)
+                await self._terminate(execution_id)
         return orderly
 
     async def _terminate(self, execution_id: str) -> None:
@@ -93,6 +107,17 @@ class SessionRemoval:
             await self._executions.terminate(execution_id, _REASON)
         except (FailedPreconditionError, NotFoundError):
             log.debug("ended meanwhile", execution_id=execution_id)
+
+    async def _unfinished(self, session_id: str) -> AsyncIterator[str]:
+        for phase in UNFINISHED_PHASES:
+            fields, before = {"session_id": session_id, "phase": phase_name(phase)}, None
+            while True:
+                rows = await self._store.list(AGENT_EXECUTION.name, fields=fields, before=before, limit=MOST)
+                for row in rows:
+                    yield row.key.id
+                if len(rows) < MOST:
+                    break
+                before = rows[-1].key.id
 
     async def _all(self, session_id: str) -> AsyncIterator[ExecutionRecord]:
         while True:

@@ -121,19 +121,28 @@ class Retention:
 
     async def _remove_session(self, row: StoredResource, before: datetime) -> bool:
         """Remove a session in which nothing has happened since."""
-        session = Session.FromString(row.body)
-        if _changed(session.status.audit) >= before:
+        if await self._is_used(Session.FromString(row.body), before):
             return False
-        newest = await self._store.list(AGENT_EXECUTION.name, fields={"session_id": row.key.id}, limit=1)
-        for record in map(ExecutionRecord, newest):
-            if record.phase in _UNFINISHED or _changed(record.message().status.audit) >= before:
-                return False
         try:
             await self._sessions.delete(row.key.id)
         except (NotFoundError, UnavailableError) as error:
             log.warning("session not removed", session_id=row.key.id, reason=str(error))
             return False
         return True
+
+    async def _is_used(self, session: Session, since: datetime) -> bool:
+        """Whether something has happened in a session, or an execution of it has not ended."""
+        if _changed(session.status.audit) >= since:
+            return True
+        fields = {"session_id": session.metadata.id}
+        # The newest one mostly tells; but ids may be chosen by callers, and an older one still run.
+        for row in await self._store.list(AGENT_EXECUTION.name, fields=fields, limit=1):
+            if _is_new(row, since):
+                return True
+        async for row in self._all(AGENT_EXECUTION.name, fields):
+            if _is_new(row, since):
+                return True
+        return False
 
     async def _all(self, kind: str, fields: Mapping[str, str]) -> AsyncIterator[StoredResource]:
         after: str | None = None
@@ -144,6 +153,11 @@ class Retention:
             if len(rows) < MOST:
                 return
             after = rows[-1].key.id
+
+
+def _is_new(row: StoredResource, since: datetime) -> bool:
+    record = ExecutionRecord(row)
+    return record.phase in _UNFINISHED or _changed(record.message().status.audit) >= since
 
 
 def _changed(audit: ApiResourceAudit) -> datetime:

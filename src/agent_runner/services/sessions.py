@@ -24,6 +24,8 @@ class SessionService(ResourceService[Session]):
         super().__init__(SESSION, store, clock=clock, new_id=new_id)
         self.before_delete: Callable[[Session], Awaitable[None]] = _nothing
         """Removes what belongs to a session that is about to be removed."""
+        self.after_delete: Callable[[str], Awaitable[None]] = _nothing
+        """Removes what was added to a session, by id, while it was removed."""
 
     def automatic(self, instance: AgentInstance, org: str) -> Session:
         """A session for an execution that names none; not stored yet.
@@ -57,7 +59,9 @@ class SessionService(ResourceService[Session]):
             WorkflowServiceUnavailableError: nothing was removed.
         """
         await self.before_delete(await self.get(resource_id))
-        return await self.discard(resource_id)
+        session = await self.discard(resource_id)
+        await self.after_delete(session.metadata.id)
+        return session
 
     async def discard(self, resource_id: str) -> Session:
         """Remove a session that nothing has happened in."""
@@ -82,7 +86,7 @@ class SessionService(ResourceService[Session]):
         return _fields(resource, AgentInstance.FromString(stored.body).spec.agent_id)
 
 
-async def _nothing(_session: Session) -> None: ...
+async def _nothing(_session: object) -> None: ...
 
 
 def by_agent(some_id: str) -> Mapping[str, str]:

@@ -14,7 +14,7 @@ from agent_runner.domain.kinds import AGENT_EXECUTION
 from agent_runner.errors import NotFoundError, SlowWatcherError, UnavailableError
 from agent_runner.services._batches import Batch, pack
 from agent_runner.services._live import Live
-from agent_runner.services._logbook import Logbook, topic_of
+from agent_runner.services._logbook import BEYOND, Logbook, topic_of
 from agent_runner.services.execution_records import ExecutionRecord
 from agent_runner.services.turns import SessionTurns
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution, AgentExecutionStatus
@@ -30,8 +30,6 @@ _READ_LIMIT: Final = 200
 """Events read from the log at once for a watcher; each may have 256 KiB and more."""
 _SUBSCRIBE_RATE: Final = 10 << 20
 """Bytes a second one subscriber costs at most; a very large status is sent less often."""
-_BEYOND: Final = (1 << 63) - 1
-"""No log gets so far: watching from here waits for the end alone."""
 _LISTEN_AGAIN: Final = timedelta(seconds=1)
 
 
@@ -90,20 +88,21 @@ class WatchService:
             NotFoundError: no such execution, or it was deleted while it was watched.
         """
         async with self._logbook.open(execution_id, fresh=True) as live, self._listening(live):
-            sent = after_seq
+            sent, beat = after_seq, _Beat(heartbeat)
             while True:
                 changed = live.changed
                 self._check(live)
                 if live.seq > sent:
-                    tail = live.tail.after(sent)
-                    for batch in [tail] if tail is not None else await self._from_log(live, sent):
+                    for batch in await self._after(live, sent):
                         yield batch
                         sent = batch.last
+                    beat.restart()
                 elif live.terminal:
                     return
-                elif not await _within(changed, heartbeat):
+                elif not await _within(changed, beat.due_in):
                     await self._logbook.refresh(live)
                     yield Batch(sent + 1, sent, b"")
+                    beat.restart()
 
     async def subscribe(
         self, execution_id: str, *, interval: timedelta = SUBSCRIBE_INTERVAL
@@ -122,10 +121,11 @@ class WatchService:
                 while True:
                     changed = live.changed
                     self._check(live)
-                    for seq, milestone in [m for m in live.milestones if m[0] > seen]:
-                        yield milestone
-                        seen, sent = seq, milestone
                     await self._place_in_queue(live)
+                    # Looked for one by one: while one is taken, the next one may come.
+                    while milestone := live.milestone_after(seen):
+                        seen, sent = milestone
+                        yield sent
                     ended, state = live.terminal, live.render()
                     if state != sent:
                         seen, sent = live.seq, state
@@ -155,7 +155,7 @@ class WatchService:
         with suppress(NotFoundError):
             try:
                 async with asyncio.timeout(limit.total_seconds()):
-                    async with aclosing(self.watch(execution_id, _BEYOND)) as batches:
+                    async with aclosing(self.watch(execution_id, BEYOND)) as batches:  # to the end alone
                         async for _ in batches:
                             pass
             except TimeoutError:
@@ -175,9 +175,8 @@ class WatchService:
                 live.announce()
 
     async def forget(self, execution_id: str) -> None:
-        """Remove the log of an execution; whoever watches it gets NotFoundError."""
-        await self._logbook.events.delete(execution_id)
-        self._logbook.lives.forget(execution_id)
+        """Remove the log of an execution that is gone; whoever watches it, anywhere, gets NotFoundError."""
+        await self._logbook.forget(execution_id)
 
     def wake(self, session_id: str) -> None:
         """Let those who watch waiting executions of a session know that the queue has moved."""
@@ -202,10 +201,15 @@ class WatchService:
         waits = live.phase == EXECUTION_PENDING and not live.started
         live.queue_position = await self._turns.position(live.record) if waits else 0
 
-    async def _from_log(self, live: Live, after_seq: int) -> Sequence[Batch]:
-        return pack(
-            await self._logbook.events.read(live.execution_id, after_seq=after_seq, limit=_READ_LIMIT)
-        )
+    async def _after(self, live: Live, seq: int) -> Sequence[Batch]:
+        """What follows `seq`, from memory when all of it is there, else from the log."""
+        if (tail := live.tail.after(seq)) is not None:
+            return [tail]
+        rows = await self._logbook.events.read(live.execution_id, after_seq=seq, limit=_READ_LIMIT)
+        if not rows:  # a log keeps its newest event, so this one is gone, and maybe by another process
+            live.stale = True
+            raise NotFoundError(AGENT_EXECUTION.name, live.execution_id)
+        return pack(rows)
 
     @contextmanager
     def _subscribing(self, live: Live) -> Iterator[None]:
@@ -252,6 +256,21 @@ class WatchService:
             except UnavailableError as error:
                 log.warning("announcements are away", execution_id=live.execution_id, error=str(error))
                 await asyncio.sleep(_LISTEN_AGAIN.total_seconds())
+
+
+class _Beat:
+    """When the next heartbeat is due: so long after what was sent last."""
+
+    def __init__(self, every: timedelta) -> None:
+        self._every = every.total_seconds()
+        self.restart()
+
+    def restart(self) -> None:
+        self._due = asyncio.get_running_loop().time() + self._every
+
+    @property
+    def due_in(self) -> timedelta:
+        return timedelta(seconds=self._due - asyncio.get_running_loop().time())
 
 
 async def _within(event: asyncio.Event, limit: timedelta) -> bool:

@@ -14,7 +14,8 @@ from agent_runner.errors import FailedPreconditionError, NotFoundError, Workflow
 from agent_runner.services.container import Services
 from agent_runner.v1.events_pb2 import ExecutionEvent, Paused, SteeringJoined
 from agent_runner.v1.options_pb2 import BUSY_POLICY_STEER
-from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
+from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution, AgentExecutionStatus
+from ai.stigmer.agentic.agentexecution.v1.command_pb2 import AgentExecutionUpdateStatusInput
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
     EXECUTION_CANCELLED,
     EXECUTION_COMPLETED,
@@ -118,6 +119,19 @@ async def test_a_paused_execution_can_be_cancelled(
 
     assert cancelled.status.phase == EXECUTION_CANCELLED
     assert not cancelled.status.run.paused
+
+
+async def test_what_a_foreign_runner_has_ended_cannot_be_paused(
+    services: Services, running: AgentExecution
+) -> None:
+    await services.executions.pause(running.metadata.id)
+    ended = AgentExecutionStatus(phase=EXECUTION_COMPLETED)
+    await services.executions.update_status(
+        AgentExecutionUpdateStatusInput(execution_id=running.metadata.id, status=ended)
+    )
+
+    with pytest.raises(FailedPreconditionError, match="has ended already"):
+        await services.executions.pause(running.metadata.id)
 
 
 async def test_a_pause_nobody_hears_of_is_a_pause(
@@ -273,6 +287,22 @@ async def test_what_was_stopped_or_is_too_long_does_not_join(
     await services.executions.cancel(stopped.metadata.id)
 
     assert not (await runner.send(IN_PROGRESS)).steering
+
+
+async def test_a_message_whose_turn_to_join_was_deleted_has_the_next_turn(
+    world: World, services: Services, running: AgentExecution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = services.events.record
+
+    async def too_late(execution_id: str, event: ExecutionEvent) -> bool:
+        if event.HasField("steering_requested"):
+            await services.executions.delete(execution_id)
+        return await record(execution_id, event)
+
+    monkeypatch.setattr(services.events, "record", too_late)
+    steered = await services.executions.create(steering(running))
+
+    assert world.workflows.started == [running.metadata.id, steered.metadata.id]
 
 
 async def test_an_idle_session_just_runs_it(

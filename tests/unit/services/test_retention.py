@@ -79,3 +79,30 @@ async def test_nothing_is_removed_unless_it_is_asked_for(
     await finish(services, running.metadata.id)
     world.clock.advance(1000 * DAY)
     assert (await services.retention.sweep(RetentionPolicy())).removed == 0
+
+
+async def test_a_session_in_which_something_runs_stays_whatever_came_after_it(
+    world: World, services: Services, running: AgentExecution
+) -> None:
+    later = await services.executions.create(execution(session_id=running.spec.session_id))
+    await services.executions.cancel(later.metadata.id)
+    world.clock.advance(31 * DAY)
+
+    policy = RetentionPolicy(compact_after=None, sessions_for=30 * DAY)
+    assert (await services.retention.sweep(policy)).removed == 0
+
+
+async def test_an_id_somebody_chose_does_not_make_a_session_look_old(
+    world: World, services: Services, running: AgentExecution
+) -> None:
+    await finish(services, running.metadata.id)
+    chosen = execution(session_id=running.spec.session_id)
+    chosen.metadata.id = "aex-zzzzzzzz"
+    await services.executions.create(chosen)
+    await finish(services, chosen.metadata.id)
+    world.clock.advance(31 * DAY)
+    newest = await services.executions.create(execution(session_id=running.spec.session_id))
+    await finish(services, newest.metadata.id)
+
+    policy = RetentionPolicy(compact_after=None, sessions_for=30 * DAY)
+    assert (await services.retention.sweep(policy)).removed == 0
