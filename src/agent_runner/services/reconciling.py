@@ -185,7 +185,8 @@ class Reconciler:
         elif not await self._workflows.running(holder):
             # It may have ended since it was looked at.
             record, status, time = await self._watches.status(holder)
-            if not is_terminal(status.phase) and not status.run.paused:
+            rests = status.run.paused and not status.run.cancel_requested
+            if not is_terminal(status.phase) and not rests:
                 await self._mend(record, time, status, done)
         elif held.run.cancel_requested:
             await self._workflows.cancel(holder)

@@ -121,6 +121,18 @@ async def test_a_paused_execution_can_be_cancelled(
     assert not cancelled.status.run.paused
 
 
+async def test_a_cancel_of_a_paused_execution_is_not_lost_with_temporal(
+    world: World, services: Services, running: AgentExecution
+) -> None:
+    await paused(world, services, running)
+    world.workflows.away = True
+    await services.executions.cancel(running.metadata.id)
+    world.workflows.away = False
+
+    assert (await services.reconciler.reconcile()).cancelled == 1
+    assert (await services.executions.get(running.metadata.id)).status.phase == EXECUTION_CANCELLED
+
+
 async def test_what_a_foreign_runner_has_ended_cannot_be_paused(
     services: Services, running: AgentExecution
 ) -> None:
