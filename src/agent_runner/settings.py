@@ -92,6 +92,13 @@ class Settings:
         aliases=("AGENT_RUNNER_TOKEN", "STIGMER_API_KEY"),
         description="Bearer key: asked for by the control plane when set, sent by clients and runners.",
     )
+    runner_key: str | None = setting(
+        default=None,
+        secret=True,
+        description="Key of the runners, for `server` and `worker`. Where the control plane has one, no "
+        "other key takes executions over, reports for them or learns their variables. It opens what the API "
+        "key opens.",
+    )
     insecure: bool = setting(
         default=False,
         description="Allow listening beyond loopback without a key.",
@@ -260,6 +267,11 @@ class Settings:
     def key(self) -> str | None:
         """The bearer key; None also where it is empty."""
         return self.api_key or None
+
+    @property
+    def key_of_runners(self) -> str | None:
+        """What a runner shows; None where nothing is asked for."""
+        return self.runner_key or self.key
 
 
 def _project_file() -> Path | None:

@@ -88,6 +88,7 @@ async def control_plane(
             services,
             address=settings.listen,
             api_key=settings.key,
+            runner_key=settings.runner_key or None,
             version=version(DISTRIBUTION),
             temporal_address=connection.address,
             database=stores.kind,

@@ -16,8 +16,7 @@ def provider_keys(settings: Settings, environ: Mapping[str, str] | None = None) 
     """Values of the environment that are keys by their names, and our own, longest first."""
     known = os.environ if environ is None else environ
     keys = {value for name, value in known.items() if name.upper().endswith(_ENDINGS)}
-    if settings.key:
-        keys.add(settings.key)
+    keys |= {key for key in (settings.key, settings.runner_key) if key}
     for url in (settings.database, settings.announcements):
         keys |= _passwords(url or "")
     return sorted((key for key in keys if len(key) >= _SHORTEST), key=len, reverse=True)

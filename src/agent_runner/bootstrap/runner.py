@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import aclosing, asynccontextmanager, nullcontext
 
 import structlog
 
@@ -13,6 +13,7 @@ from agent_runner.adapters.agents.tool_calls import report_progress
 from agent_runner.adapters.checkpoints.sqlite import SqliteCheckpoints
 from agent_runner.adapters.controlplane.environments import GrpcEnvironmentResolver
 from agent_runner.adapters.controlplane.file_tasks import GrpcFileTasks
+from agent_runner.adapters.controlplane.keys import check_key
 from agent_runner.adapters.controlplane.resources import GrpcResourceReader
 from agent_runner.adapters.controlplane.tool_results import GrpcToolResults
 from agent_runner.adapters.machine.memory import used_share
@@ -42,15 +43,21 @@ log = structlog.get_logger(__name__)
 
 
 async def serve_runner(settings: Settings, stop: asyncio.Event, secrets: LiveSecrets | None = None) -> None:
-    """Take executions until told to stop; Temporal and the control plane may come later."""
+    """Take executions until told to stop; Temporal and the control plane may come later.
+
+    Raises:
+        UnauthenticatedError, PermissionDeniedError: the control plane is there and refuses the key.
+    """
     data = DataDirectory(settings.data_dir)
     data.prepare()
     connection = TemporalConnection(settings.temporal_address)
-    channel = Channel(settings.address, api_key=settings.key)
-    async with runner(settings, data, connection, channel, secrets):
-        settle()
-        log.info("runner is ready", server=settings.address, temporal=connection.address)
-        await stop.wait()
+    channel = Channel(settings.address, api_key=settings.key_of_runners)
+    async with aclosing(channel):
+        await check_key(channel)
+        async with runner(settings, data, connection, channel, secrets):
+            settle()
+            log.info("runner is ready", server=settings.address, temporal=connection.address)
+            await stop.wait()
 
 
 @asynccontextmanager

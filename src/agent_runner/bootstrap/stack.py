@@ -48,7 +48,7 @@ async def serve_stack(
             await connection.wait()
             serving = await stack.enter_async_context(control_plane(settings, data, connection))
             address = serving.address
-            channel = LocalChannel(serving.calls, address, api_key=settings.key)
+            channel = LocalChannel(serving.calls, address, api_key=settings.key_of_runners)
             agents = module.runner(settings, data, connection, channel, secrets, reap=True)
             await stack.enter_async_context(agents)
             web = await stack.enter_async_context(web_port(settings, address))

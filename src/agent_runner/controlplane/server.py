@@ -12,7 +12,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from agent_runner.controlplane._auth import KeyInterceptor
+from agent_runner.controlplane._auth import KeyInterceptor, Keys
 from agent_runner.controlplane._routes import Routes
 from agent_runner.controlplane.local import LocalCalls
 from agent_runner.controlplane.server_info import ServerController
@@ -46,6 +46,7 @@ class ControlPlane:
     Args:
         address: `host:port`; port 0 takes a free one.
         api_key: callers must show it; None lets everybody in.
+        runner_key: what runners alone do is open to those who show this one; None: to everybody who may call.
         version: of the distribution.
         temporal_address, database: shown by `GetServerInfo`.
         reconcile_every: how often unfinished executions are compared with Temporal.
@@ -60,6 +61,7 @@ class ControlPlane:
         *,
         address: str,
         api_key: str | None,
+        runner_key: str | None = None,
         version: str,
         temporal_address: str = "",
         database: str = "",
@@ -72,7 +74,7 @@ class ControlPlane:
         self._sweep_every = sweep_every
         self._services = services
         self._address = address
-        self._api_key = api_key
+        self._keys = Keys(api_key, runner_key)
         self._reconcile_every = reconcile_every
         self._info = ServerController(services, version, temporal_address, database)
         self._health = health.aio.HealthServicer()
@@ -88,7 +90,7 @@ class ControlPlane:
         Raises:
             SettingsError: the address cannot be listened on.
         """
-        interceptors = [KeyInterceptor(self._api_key)] if self._api_key else []
+        interceptors = [KeyInterceptor(self._keys)] if self._keys else []
         server = grpc.aio.server(interceptors=interceptors, options=OPTIONS)
         self._register(server)
         try:

@@ -20,10 +20,12 @@ from agent_runner.errors import (
     AgentRunnerError,
     FailedPreconditionError,
     NotFoundError,
+    PermissionDeniedError,
+    UnauthenticatedError,
 )
 from agent_runner.ports.agents import DrainedError, Turn
 from agent_runner.ports.status_sinks import AttemptOf, Grant, StatusSink
-from agent_runner.runner.failures import as_failure, drained, final, short, taken_away
+from agent_runner.runner.failures import as_failure, drained, final, refused, short, taken_away
 from agent_runner.runner.patience import patiently
 from agent_runner.runner.payloads import EXECUTION_CANCELLED, EXECUTION_FAILED, EXECUTION_PAUSED
 from agent_runner.runner.results import summary
@@ -110,6 +112,9 @@ class Attempt:
             sink, grant = await self._take()
         except FailedPreconditionError:
             return await self._ended_before()
+        except (UnauthenticatedError, PermissionDeniedError) as error:
+            log.error("this worker's key is refused", execution_id=self._execution_id, reason=str(error))
+            raise refused(error) from None
         except AgentRunnerError as error:
             log.warning("execution not taken", execution_id=self._execution_id, reason=str(error))
             raise as_failure(error) from None

@@ -66,6 +66,16 @@ def drained(reason: str) -> ApplicationError:
     )
 
 
+def refused(error: AgentRunnerError) -> ApplicationError:
+    """The control plane does not take this worker for a runner; another one may have the right key."""
+    return ApplicationError(
+        short(str(error)),
+        type=type(error).__name__,
+        next_retry_delay=timedelta(seconds=2),
+        category=ApplicationErrorCategory.BENIGN,
+    )
+
+
 def taken_away() -> ApplicationError:
     """Temporal has ended the attempt without being asked to cancel; whoever goes on, it is not this one."""
     return ApplicationError(

@@ -44,6 +44,7 @@ _CODES = {
     errors.PositionError: grpc.StatusCode.OUT_OF_RANGE,
     errors.FailedPreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.UnavailableError: grpc.StatusCode.UNAVAILABLE,
+    errors.PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
 }
 Handler = Callable[[Any], Any]
 
