@@ -421,12 +421,24 @@ def test_a_signal_stops_everything(home: Home, number: signal.Signals) -> None:
 
 def test_a_second_up_says_who_holds_the_directory(up: Home) -> None:
     again = up.run("up", "--port", "0")
-    assert again.returncode != 0
+    assert again.returncode == 6
     assert str(up.stack()["pid"]) in again.stderr
+    assert "(FAILED_PRECONDITION)" in again.stderr
 
     detached = up.run("up", "--detach")
     assert detached.returncode == 0
     assert "runs already" in detached.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stack_that_waits_for_temporal_is_stopped_by_one_signal(home: Home, number: signal.Signals) -> None:
+    process = home.start("up", "--port", "0", TEMPORAL_ADDRESS=f"127.0.0.1:{free_port()}")
+    read_until(process, "waiting for Temporal")
+    process.send_signal(number)
+    _, err = process.communicate(timeout=WITHIN)
+
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
 
 
 def test_a_taken_port_is_named_and_nothing_is_left(home: Home) -> None:

@@ -80,8 +80,9 @@ class DataDirectory:
             probe.touch()
             probe.unlink()
         except OSError as error:
+            why = "It is a file" if self.root.is_file() else error.strerror
             raise SettingsError(
-                f"AGENT_RUNNER_DATA_DIR={self.root} cannot be written to: {error.strerror}. "
+                f"AGENT_RUNNER_DATA_DIR={self.root} cannot be written to: {why}. "
                 "Choose a directory of your own."
             ) from error
 

@@ -8,34 +8,32 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import structlog
-
-from agent_runner.errors import AgentRunnerError
 
 log = structlog.get_logger(__name__)
 
 _SWITCH_SECONDS = 0.0005
 
 Service = Callable[[asyncio.Event], Awaitable[None]]
-"""Serves until the event is set, then stops by itself, in bounded time."""
+"""Serves until the event is set, then stops by itself, in bounded time. Until it waits for the event it is
+still starting, and is cancelled."""
 
 
 def run_service(service: Service) -> int:
     """Run until SIGINT or SIGTERM; a second signal leaves at once.
 
     Returns:
-        The exit code: 0 after a signal, 1 after an error, which is told on standard error.
+        The exit code after a signal, 0.
+
+    Raises:
+        AgentRunnerError: it could not start or go on.
     """
     # Every durable write waits for a thread that needs the interpreter for microseconds. With the default
     # of 5 ms a busy event loop keeps it out that long each time.
     sys.setswitchinterval(_SWITCH_SECONDS)
-    try:
-        return asyncio.run(_serve(service))
-    except AgentRunnerError as error:
-        print(f"Error: {error}", file=sys.stderr)  # noqa: T201 (the process may have no log yet)
-        return 1
+    return asyncio.run(_serve(service))
 
 
 def settle() -> None:
@@ -48,9 +46,21 @@ def settle() -> None:
     gc.freeze()
 
 
+class _Stop(asyncio.Event):
+    """Set by the first signal."""
+
+    awaited = False
+    """Whether somebody waits for it, or has: from then on the service stops by itself."""
+
+    async def wait(self) -> Literal[True]:
+        self.awaited = True
+        return await super().wait()
+
+
 async def _serve(service: Service) -> int:
-    stop = asyncio.Event()
+    stop = _Stop()
     loop = asyncio.get_running_loop()
+    serving = asyncio.ensure_future(service(stop))
 
     def on_signal(number: int) -> None:
         if stop.is_set():
@@ -58,10 +68,17 @@ async def _serve(service: Service) -> int:
             leave(128 + number)
         log.info("stopping", signal=signal.Signals(number).name)
         stop.set()
+        if not stop.awaited:
+            # It may wait for Temporal or a database that is away, for as long as that takes.
+            serving.cancel()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal, number)
-    await service(stop)
+    try:
+        await serving
+    except asyncio.CancelledError:
+        if not stop.is_set():
+            raise
     return 0
 
 

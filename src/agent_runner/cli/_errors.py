@@ -82,6 +82,9 @@ def report(error: BaseException, *, as_json: bool = False) -> int:
         return error.code if isinstance(error.code, int) else FAILED
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()  # a group without a command: its help, which is no error of anybody's
+        return USAGE
     if recall("debug"):
         import traceback
 

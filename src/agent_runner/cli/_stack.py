@@ -20,12 +20,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import IO
 
-from agent_runner.cli._errors import UNREACHABLE, CommandError
+from agent_runner.cli._errors import CONFLICT, UNREACHABLE, USAGE, CommandError
 from agent_runner.errors import SettingsError
 
 READY_WITHIN = timedelta(seconds=60)
 STOP_WITHIN = timedelta(seconds=10)
 _POLL = 0.02
+_SAME = {USAGE: ("INVALID_ARGUMENT", USAGE), CONFLICT: ("FAILED_PRECONDITION", CONFLICT)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +127,12 @@ class Starting:
         lines = self._own_log_lines()
         problem = next((line for line in reversed(lines) if line.startswith("Error:")), None)
         at = lines.index(problem) if problem else max(len(lines) - 8, 0)
+        # A wrong setting or a directory in use is as wrong as in the foreground.
+        code, exit_code = _SAME.get(self._process.returncode or 0, ("UNAVAILABLE", UNREACHABLE))
         return CommandError(
             message,
-            code="UNAVAILABLE",
-            exit_code=UNREACHABLE,
+            code=code,
+            exit_code=exit_code,
             lines=lines[at:][:12],
             hint="agent-runner doctor",
         )
@@ -145,18 +148,21 @@ def spawn(data_dir: Path, arguments: Sequence[str], *, temporary: bool = False) 
     """Start `agent-runner up` in a session of its own, its output in the log."""
     log = log_path(data_dir)
     _make_private(data_dir)
-    log.parent.mkdir(exist_ok=True, mode=0o700)
     command = [
         sys.executable,
         "-m",
         "agent_runner",
         "up",
+        "--color=never",  # what goes wrong is looked for in the log
         *(["--temporary"] if temporary else []),
         *arguments,
     ]
     environment = {**os.environ, "AGENT_RUNNER_DATA_DIR": str(data_dir)}
     environment.setdefault("PYTHONUNBUFFERED", "1")
-    with log.open("ab") as output:
+    with _writing(data_dir):
+        log.parent.mkdir(exist_ok=True, mode=0o700)
+        output = log.open("ab")
+    with output:
         start = output.tell()
         process = subprocess.Popen(
             command,
@@ -242,7 +248,9 @@ def _held(path: Path) -> bool:
 def _using(data_dir: Path) -> Iterator[IO[str]]:
     """Say that a command uses the stack; waits while one is being stopped."""
     _make_private(data_dir)
-    with (data_dir / "stack.users").open("a") as users:
+    with _writing(data_dir):
+        users = (data_dir / "stack.users").open("a")
+    with users:
         fcntl.flock(users, fcntl.LOCK_SH)
         yield users
 
@@ -260,12 +268,19 @@ def _stop_after_last_user(data_dir: Path, users: IO[str]) -> None:
 
 
 def _make_private(data_dir: Path) -> None:
-    try:
+    with _writing(data_dir):
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def _writing(data_dir: Path) -> Iterator[None]:
+    """Say it in words when the directory cannot be written to."""
+    try:
+        yield
     except OSError as error:
+        why = "It is a file" if data_dir.is_file() else error.strerror
         raise SettingsError(
-            f"AGENT_RUNNER_DATA_DIR={data_dir} cannot be written to: {error.strerror}. "
-            "Choose a directory of your own."
+            f"AGENT_RUNNER_DATA_DIR={data_dir} cannot be written to: {why}. Choose a directory of your own."
         ) from error
 
 

@@ -200,6 +200,18 @@ def test_each_failure_has_its_exit_code_and_its_code_in_brackets(
     assert result.out == ""
 
 
+@pytest.mark.parametrize("words", [(), ("skill",)])
+def test_a_group_without_a_command_shows_its_help_and_no_error(
+    offline: Command, words: tuple[str, ...]
+) -> None:
+    shown = offline(*words)
+
+    assert (shown.code, shown.out) == (2, "")
+    assert shown.err.startswith("Usage: agent-runner")
+    assert "Error" not in shown.err
+    assert "USAGE" not in shown.err
+
+
 def test_without_a_server_the_next_command_is_told(offline: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AGENT_RUNNER_ADDRESS", "127.0.0.1:1")
 

@@ -86,6 +86,8 @@ def test_what_fails_to_start_is_told_with_its_own_words(
         starting.wait()
 
     assert "listen" in caught.value.lines[0]
+    # As the same mistake is in the foreground.
+    assert (caught.value.exit_code, caught.value.code) == (2, "INVALID_ARGUMENT")
 
 
 def test_nobody_is_waited_for_who_is_not_there(tmp_path: Path) -> None:
@@ -98,6 +100,25 @@ def test_a_data_directory_in_the_way_of_a_file_is_named(tmp_path: Path) -> None:
     with (
         pytest.raises(SettingsError, match="file/data cannot be written to"),
         _stack.ensure_running(tmp_path / "file" / "data", lambda _: None),
+    ):
+        pass
+
+
+def test_a_data_directory_that_is_a_file_is_told_as_one(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(SettingsError, match="cannot be written to: It is a file"):
+        _stack.spawn(tmp_path / "file", [])
+
+
+@pytest.mark.parametrize("taken", ["logs", "stack.users"])
+def test_a_data_directory_that_takes_nothing_more_is_told_as_a_setting(tmp_path: Path, taken: str) -> None:
+    # As on a disk that is read-only; whoever runs the tests may write wherever they like.
+    (tmp_path / taken).symlink_to("/proc/self/nothing")
+
+    with (
+        pytest.raises(SettingsError, match=r"AGENT_RUNNER_DATA_DIR=.* cannot be written to"),
+        _stack.ensure_running(tmp_path, lambda _: None),
     ):
         pass
 
@@ -123,4 +144,5 @@ def test_without_a_stack_there_is_nothing_to_stop_and_no_log(offline: Command) -
     logs = offline("logs")
     assert logs.code == 5
     assert "agent-runner up --detach" in logs.err
-    assert offline("status").code == 7
+    # Not the usual address: whoever runs the tests may have a stack there.
+    assert offline("status", "--address", "127.0.0.1:9").code == 7
