@@ -182,6 +182,8 @@ class Reconciler:
         held = await self._status(holder)
         if held is None or is_terminal(held.phase):
             done.started += await self._runs.take_turns(session_id)
+        elif held.run.paused and not held.run.cancel_requested:
+            return holder  # it may wait for ever, and Temporal need not be asked each time
         elif not await self._workflows.running(holder):
             # It may have ended since it was looked at.
             record, status, time = await self._watches.status(holder)

@@ -23,6 +23,7 @@ from agent_runner.errors import (
     UnavailableError,
 )
 from agent_runner.services.container import Services
+from agent_runner.services.execution_records import OPEN
 from agent_runner.v1.events_pb2 import ExecutionEvent
 from agent_runner.v1.execution_service_pb2 import WatchExecutionResponse
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution, AgentExecutionStatus
@@ -71,7 +72,7 @@ class Simulation:
         self.world = World()
         self.faults = Faults(seed)
         self.random = self.faults.random
-        self.faults.install(self.world.store, "put", "get", "list", "count")
+        self.faults.install(self.world.store, "put", "get", "list", "count", "values")
         self.faults.install(self.world.log, "append", "read", "head")
         self.pool: list[Services] = []
         self.start_processes()
@@ -185,6 +186,7 @@ async def test_everything_that_is_stored_comes_to_an_end(seed: int, replicas: in
     world = simulation.world
     stored = await world.store.list("agent_execution", limit=10_000)
     assert len(stored) >= 3
+    assert await world.store.values("agent_execution", OPEN) == []
     for resource in stored:
         rows = await world.log.read(resource.key.id, limit=10_000)
         events = [ExecutionEvent.FromString(body) for _seq, body in rows]

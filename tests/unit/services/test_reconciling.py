@@ -262,6 +262,28 @@ async def test_what_a_look_reads_does_not_grow_with_how_many_wait(
     assert logs <= 2 * rows + 2 * 2
 
 
+async def test_temporal_is_not_asked_about_what_is_paused(
+    world: World, services: Services, running: AgentExecution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.workflows.open.clear()
+    await services.executions.pause(running.metadata.id)
+    asked: list[str] = []
+    is_running = world.workflows.running
+
+    async def noted(execution_id: str) -> bool:
+        asked.append(execution_id)
+        return await is_running(execution_id)
+
+    monkeypatch.setattr(world.workflows, "running", noted)
+    await services.reconciler.reconcile()
+    assert asked == []
+
+    await services.executions.resume(running.metadata.id)
+    asked.clear()
+    await services.reconciler.reconcile()
+    assert asked == [running.metadata.id]
+
+
 # Callers and workflows
 
 
