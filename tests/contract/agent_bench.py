@@ -22,6 +22,7 @@ from agent_runner.ports.agents import (
     NoResultsKept,
     RecordedCall,
     ResultKeeper,
+    SteeringMessage,
     SubAgentSpecification,
     Turn,
     unmasked,
@@ -134,6 +135,7 @@ class Bench:
     used_tool_calls: int = 0
     mask: Callable[[Any], Any] = unmasked
     results: ResultKeeper = field(default_factory=NoResultsKept)
+    steering: Sequence[SteeringMessage] = ()
     script_text: str = ""
 
     def turn(self, message: str = "go", thread: str = "thread-1") -> Turn:
@@ -159,6 +161,7 @@ class Bench:
             used_tool_calls=self.used_tool_calls,
             mask=self.mask,
             results=self.results,
+            steering=lambda: self.steering,
         )
         async with self.factory.open(specification, journal) as session:
             yield session

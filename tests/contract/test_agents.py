@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 
 import psutil
@@ -18,12 +19,19 @@ from agent_runner.adapters.models.script import ScriptLibrary
 from agent_runner.adapters.sandbox.local import LocalProvider
 from agent_runner.domain.masking import Masker
 from agent_runner.errors import FencedError, LimitReachedError, ModelError, ModelUnavailableError
-from agent_runner.ports.agents import DrainedError, RecordedCall, ShownResult, SubAgentSpecification, Turn
+from agent_runner.ports.agents import (
+    DrainedError,
+    RecordedCall,
+    ShownResult,
+    SteeringMessage,
+    SubAgentSpecification,
+    Turn,
+)
 from agent_runner.ports.sandboxes import SandboxSpec
-from agent_runner.v1.events_pb2 import ExecutionEvent
+from agent_runner.v1.events_pb2 import AttemptStarted, ExecutionEvent
 from agent_runner.v1.options_pb2 import Limits
 from agent_runner.v1.status_pb2 import Usage
-from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecutionStatus
+from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecutionStatus, ToolCall
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
     SUB_AGENT_COMPLETED,
     TODO_COMPLETED,
@@ -605,6 +613,68 @@ turns:
     assert {(c.result, c.artifact_key) for c in journal.status.tool_calls} == {("the ends", "the key")}
 
 
+ROUNDS = """
+turns:
+  - when: {system: HELPER}
+    steps: [{text: looks, calls: [{name: ls, args: {path: /workspace}}]}, "said {{message}}"]
+  - steps:
+      - text: first
+        calls:
+          - {name: ls, args: {path: /workspace}}
+          - {name: read_file, args: {file_path: /workspace/none}}
+      - {text: second, calls: [{name: write_todos, args: {todos: [{content: new, status: pending}]}}]}
+      - {text: third, calls: [{name: task, args: {description: one, subagent_type: helper}}]}
+      - {text: fourth, calls: [{name: note, args: {}}]}
+      - {text: fifth, calls: [{name: ls, args: {path: /workspace}}]}
+      - all done
+"""
+
+
+async def test_whenever_a_worker_dies_with_what_it_has_not_sent_the_next_one_tells_it(bench: Bench) -> None:
+    @tool
+    def note() -> str:
+        """Note it."""
+        return "noted"
+
+    bench.sub_agents, bench.tools = [HELPER], [note]
+    undisturbed = await bench.run(ROUNDS, bench.turn(thread="undisturbed"))
+    for count in range(1, len(undisturbed.events)):
+        turn, journal = bench.turn(thread=f"after {count}"), Journal()
+        async with bench.session(ROUNDS, journal) as session, aclosing(session.run(turn)) as events:
+            async for event in events:
+                journal.take(event)
+                if len(journal.events) >= count:
+                    break
+        log = Journal()
+        for event in journal.events[: _waited_for(journal.events)]:
+            log.take(event)
+        log.take(ExecutionEvent(attempt_started=AttemptStarted(worker="next")))
+        log.next_attempt()
+        await bench.run(ROUNDS, turn, log)
+        assert _shown(log) == _shown(undisturbed), count
+
+
+def _waited_for(events: Sequence[ExecutionEvent]) -> int:
+    """How many events are stored for sure: up to the last of a tool with effects."""
+    calls = {e.tool_call_started.tool_call_id for e in events if e.tool_call_started.name == "note"}
+    ids = [e.tool_call_started.tool_call_id or e.tool_call_completed.tool_call_id for e in events]
+    return max((place for place, call_id in enumerate(ids, 1) if call_id in calls), default=0)
+
+
+def _shown(journal: Journal) -> object:
+    status = journal.status
+    return (
+        [(m.content, m.streaming, sorted(map(_shown_call, m.tool_calls))) for m in status.messages],
+        sorted(_shown_call(call) for call in status.tool_calls if not call.sub_agent_id),
+        [(sub.name, sub.status, sub.output) for sub in status.sub_agent_executions],
+        [todo.content for todo in status.todos.values()],
+    )
+
+
+def _shown_call(call: ToolCall) -> tuple[str, int, str, str]:
+    return call.name, call.status, call.result, call.error
+
+
 async def test_a_call_cut_off_is_told_to_the_model_and_not_repeated(bench: Bench) -> None:
     script = """
 turns:
@@ -872,6 +942,40 @@ turns:
     assert journal.status.messages[-1].content.startswith("after shortening")
     assert len(journal.status.messages) == 1
     assert journal.status.run.usage.model_calls >= 1
+
+
+async def test_a_message_that_joins_is_in_the_conversation_also_when_that_is_shortened(bench: Bench) -> None:
+    script = """
+turns:
+  - {when: {system: "(?i)context extraction"}, steps: ["a summary"]}
+  - {when: {message: this too, turn: 14}, steps: [{text: x, fail: {kind: too_long}}]}
+  - {when: this too, steps: ["with it, turn {{turn}}"]}
+  - steps: ["filler"]
+"""
+    for number in range(12):
+        await bench.run(script, bench.turn(f"message {number} " + "word " * 400))
+    bench.steering = [SteeringMessage("joining", "this too")]
+    journal = await bench.run(script, bench.turn("finish"))
+    assert [m.content.split(", ")[0] for m in journal.status.messages] == ["this too", "with it"]
+    assert journal.kinds().count("steering_joined") == 1
+
+
+async def test_that_a_message_has_joined_is_told_again_by_the_next_attempt(bench: Bench) -> None:
+    script = """
+turns:
+  - {when: this too, steps: [{text: with it, calls: [{name: ls, args: {path: /workspace}}]}, done]}
+  - steps: [without it]
+"""
+    bench.steering = [SteeringMessage("joining", "this too")]
+    turn, lost = bench.turn(), Journal()
+    async with bench.session(script, lost) as session, aclosing(session.run(turn)) as events:
+        async for event in events:
+            lost.take(event)
+            if event.HasField("tool_call_completed"):
+                break
+    journal = await bench.run(script, turn)
+    assert [m.content for m in journal.status.messages] == ["this too", "with it", "done"]
+    assert list(journal.status.run.joined) == ["joining"]
 
 
 async def test_a_failing_summary_is_told_as_the_models_failure(bench: Bench) -> None:

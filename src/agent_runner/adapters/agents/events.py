@@ -139,6 +139,12 @@ def failed_call(
     return ExecutionEvent(sub_agent_id=sub_agent_id, tool_call_failed=failed)
 
 
+def ended_call(call_id: str, message: Any, shown: ShownResult, sub_agent_id: str) -> ExecutionEvent:
+    """From the tool's message, or None where it has none."""
+    ended = failed_call if getattr(message, "status", "") == "error" else completed_call
+    return ended(call_id, shown, sub_agent_id)
+
+
 def started_sub_agent(call: Mapping[str, Any]) -> ExecutionEvent:
     """From the `task` call that makes it, whose id is its id."""
     started = SubAgentStarted(

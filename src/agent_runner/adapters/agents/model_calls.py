@@ -75,6 +75,7 @@ class ModelCalls(AgentMiddleware[Any, Any, Any]):
         self._steering = steering
         self._arguments = arguments
         self._call_ids: set[str] = set()
+        self._told: set[str] = set()
         self._joined: set[str] = set()
         self._model = model
         self._price = price_of(model)
@@ -104,6 +105,7 @@ class ModelCalls(AgentMiddleware[Any, Any, Any]):
                 await self._finish(request, response)
                 # Kept with the answer: a checkpoint has both or neither.
                 response.result = [*joining, *response.result]
+                self._joined.update(str(message.id) for message in joining)
                 return response
 
     def _joining(self, request: ModelRequest[Any]) -> list[AnyMessage]:
@@ -116,9 +118,11 @@ class ModelCalls(AgentMiddleware[Any, Any, Any]):
         joining: list[AnyMessage] = []
         for given in steering:
             message_id = human_id(given.execution_id)
-            if message_id not in there and message_id not in self._joined:
-                self._joined.add(message_id)
-                joining.append(HumanMessage(given.text, id=message_id))
+            if message_id in there or message_id in self._joined:
+                continue
+            joining.append(HumanMessage(given.text, id=message_id))
+            if message_id not in self._told:  # the engine may ask again, with a shorter conversation
+                self._told.add(message_id)
                 get_stream_writer()(Joined(given.execution_id, given.text))
         return joining
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from enum import Enum
@@ -16,21 +16,14 @@ from langgraph.errors import GraphDrained, GraphRecursionError
 from langgraph.runtime import RunControl
 
 from agent_runner.adapters.agents.answers import ArgumentWatch
-from agent_runner.adapters.agents.events import (
-    changed_todos,
-    completed_message,
-    completed_sub_agent,
-    started_message,
-    started_sub_agent,
-    text_of,
-)
+from agent_runner.adapters.agents.events import changed_todos
 from agent_runner.adapters.agents.normalizer import (
-    SUB_AGENT_TOOL,
     TODO_TOOL,
     Normalizer,
     written,
     written_messages,
 )
+from agent_runner.adapters.agents.retelling import perhaps_lost
 from agent_runner.adapters.agents.signals import Barrier
 from agent_runner.adapters.models.failures import Trouble, diagnose, explain
 from agent_runner.adapters.models.prices import cost_of, price_of
@@ -94,7 +87,7 @@ class DeepAgentSession:
     async def run(self, turn: Turn) -> AsyncIterator[ExecutionEvent]:
         """See `AgentSession.run`."""
         past = await self._past(turn)
-        for event in self._perhaps_lost(past):
+        async for event in self._perhaps_lost(past):
             yield event
         if past.standing is Standing.FINISHED:
             return
@@ -170,25 +163,19 @@ class DeepAgentSession:
             _todos_of_the_turn(state.values, messages, results),
         )
 
-    def _perhaps_lost(self, past: Past) -> Iterator[ExecutionEvent]:
-        """Events the attempt before may not have got out: what came after its last entry in the journal."""
-        answers = [message for message in past.messages if message.type == "ai"]
-        if not answers:
-            return
-        last = answers[-1]
-        if not any(self._journal.recorded(call["id"]) for call in last.tool_calls):
-            text = text_of(last.content)
-            yield started_message(str(last.id), text)
-            yield completed_message(str(last.id), "")
+    async def _perhaps_lost(self, past: Past) -> AsyncIterator[ExecutionEvent]:
+        specification = self._specification
+        told = perhaps_lost(
+            [*past.messages, *past.pending],
+            self._journal,
+            specification.results,
+            specification.steering(),
+            self._sub_agents,
+        )
+        async for event in told:
+            yield event
         if past.todos:
             yield changed_todos(past.todos)
-        tasks = {call["id"]: call for call in last.tool_calls if call["name"] == SUB_AGENT_TOOL}
-        after = past.messages[past.messages.index(last) + 1 :]
-        for message in (*after, *past.pending):
-            call = tasks.get(getattr(message, "tool_call_id", ""))
-            if call is not None and call["args"].get("subagent_type") in self._sub_agents:
-                yield started_sub_agent(call)
-                yield completed_sub_agent(call["id"], message)
 
 
 def _since(messages: list[Any], message_id: str) -> list[Any]:

@@ -26,7 +26,7 @@ from langgraph.prebuilt.tool_node import ToolCallRequest
 from langgraph.types import Command
 
 from agent_runner.adapters.agents.answers import unreadable_error
-from agent_runner.adapters.agents.events import completed_call, failed_call, result_of, started_call
+from agent_runner.adapters.agents.events import ended_call, failed_call, result_of, started_call
 from agent_runner.adapters.agents.keepable import kept
 from agent_runner.adapters.agents.limits import LimitCounter
 from agent_runner.adapters.agents.normalizer import SUB_AGENT_TOOL, TODO_TOOL
@@ -142,9 +142,8 @@ class ToolCalls(AgentMiddleware[Any, Any, Any]):
     async def _ended_call(self, running: _Running, result: Result) -> ExecutionEvent:
         message = _message_of(result, running.call_id)
         text = result_of(message.content) if message is not None else ""
-        ended = failed_call if message is not None and message.status == "error" else completed_call
         shown = await self._results.shown(running.call_id, text)
-        return ended(running.call_id, shown, running.sub_agent_id)
+        return ended_call(running.call_id, message, shown, running.sub_agent_id)
 
     async def _keep(self, running: _Running, event: ExecutionEvent) -> None:
         """Put the beginning or the end of a call into the journal, after all that was streamed before it."""
