@@ -14,7 +14,8 @@ Every process reads its settings in this order: flags, environment, `agent-runne
 directory or the nearest one above it, the user's file, defaults. The user's file is `config.toml` in
 `$XDG_CONFIG_HOME/agent-runner` (`~/.config/agent-runner`), or the file `AGENT_RUNNER_CONFIG` names. In a
 file a setting has its plain name, such as `model = "script:demo"`. Any `AGENT_RUNNER_*` variable may end in
-`_FILE` and name a file that holds the value. An unknown `AGENT_RUNNER_*` variable is an error.
+`_FILE` and name a file that holds the value. An empty
+variable is not set. An unknown `AGENT_RUNNER_*` variable is an error.
 
 The standard variables of other projects work as they do there: `TEMPORAL_*` (address, namespace, TLS, API
 key, profile), `ANTHROPIC_API_KEY`, `OPENAI_API_KEY`, `OPENAI_BASE_URL`, `OLLAMA_BASE_URL`, `GOOGLE_API_KEY`,

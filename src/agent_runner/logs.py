@@ -23,7 +23,7 @@ _SECRET_NAMES = ("api_key", "apikey", "authorization", "password", "passwd", "se
 # Names which hold a secret's name by chance: what they count or where they point is no secret.
 _HARMLESS_ENDINGS = ("_tokens", "tokens", "_count", "_path", "_name", "_id", "_file")
 # These libraries tell at info what only their own authors need.
-_QUIETER = ("httpx", "httpcore", "asyncio", "urllib3", "grpc", "temporalio")
+_QUIETER = ("httpx", "httpcore", "asyncio", "urllib3", "grpc", "temporalio", "uvicorn")
 
 
 class Redaction:

@@ -2,8 +2,8 @@
 
 Order: environment, then `agent-runner.toml` in this directory or the nearest one above, then
 `config.toml` in the XDG configuration directory, then the default. A name ending in `_FILE` reads the
-value from a file. Names of the Stigmer services are taken as aliases. An unknown `AGENT_RUNNER_*` name
-is an error, so that a slip of the pen does not go unseen.
+value from a file. Names of the Stigmer services are taken as aliases. An empty variable is not set. An
+unknown `AGENT_RUNNER_*` name is an error, so that a slip of the pen does not go unseen.
 """
 
 from __future__ import annotations
@@ -322,7 +322,7 @@ def _read_files_of_variables() -> None:
         plain = name.removesuffix("_FILE")
         if name.startswith(PREFIX) and plain != name and plain in known_variables():
             try:
-                os.environ.setdefault(plain, Path(path).read_text(encoding="utf-8").strip())
+                os.environ[plain] = os.environ.get(plain) or Path(path).read_text(encoding="utf-8").strip()
             except OSError as error:
                 raise SettingsError(f"{name}: {path} cannot be read: {error.strerror}") from None
 
@@ -332,7 +332,7 @@ def _from_variables(environment: Mapping[str, str]) -> Given:
         name: (variable, environment[variable])
         for name, entry in known_settings().items()
         for variable in reversed(entry.variables)  # the last one found stays
-        if variable in environment
+        if environment.get(variable)  # `NAME=` is how compose files and shells leave one out
     }
 
 

@@ -168,6 +168,17 @@ def test_a_file_that_is_no_toml_is_named(tmp_path: Path) -> None:
         load()
 
 
+def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "agent-runner.toml").write_text('org = "team"\n')
+    usual = load()
+    for entry in known_settings().values():
+        for name in entry.variables:
+            monkeypatch.setenv(name, "")
+
+    assert load() == usual
+    assert usual.org == "team"
+
+
 def test_an_empty_key_lets_nobody_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AGENT_RUNNER_API_KEY", "")
 

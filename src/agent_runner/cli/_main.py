@@ -109,6 +109,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def run(arguments: list[str] | None) -> int:
     """Run a command and return its exit code; errors are told on stderr."""
+    # Read when gRPC is imported. It writes to stderr what we tell ourselves, such as a port that is taken.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Leaves through the same clean-up as any other end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_errors.TERMINATED))
     if "_AGENT_RUNNER_COMPLETE" in os.environ:

@@ -25,6 +25,9 @@ def test_variables_and_their_order_are_those_of_the_settings() -> None:
         {"AGENT_RUNNER_ADDRESS": "a:1", "STIGMER_BACKEND_ENDPOINT": "b:1", "AGENT_RUNNER_ORG": "o"},
         {"STIGMER_API_KEY": "k", "STIGMER_DATA_DIR": "~/x"},
         {"AGENT_RUNNER_API_KEY_FILE": "key"},
+        {"AGENT_RUNNER_API_KEY_FILE": "key", "AGENT_RUNNER_API_KEY": ""},
+        {"AGENT_RUNNER_DATA_DIR": "", "AGENT_RUNNER_ADDRESS": "", "AGENT_RUNNER_ORG": ""},
+        {"AGENT_RUNNER_DATA_DIR": "", "STIGMER_DATA_DIR": "~/x"},
         {"XDG_DATA_HOME": "/data"},
     ],
 )

@@ -80,13 +80,14 @@ class TemporalConnection:
         return self._client
 
     async def wait(self) -> Client:
-        """The client, however long it takes until Temporal can be reached."""
+        """The client, however long it takes until Temporal can be reached; the wait is told once."""
         pause = _FIRST_PAUSE
         while True:
             try:
                 return await self.client()
             except WorkflowServiceUnavailableError as error:
-                log.warning("waiting for Temporal", address=self.address, reason=str(error.__cause__))
+                tell = log.warning if pause == _FIRST_PAUSE else log.debug
+                tell("waiting for Temporal", address=self.address, reason=str(error.__cause__))
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
 
