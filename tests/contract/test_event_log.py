@@ -232,3 +232,28 @@ async def test_events_of_any_content_and_size_are_kept(log: EventLog) -> None:
     await log.append("ex-1", events, expected_seq=0, head=LogHead(last_seq=3))
 
     assert [event for _, event in await log.read("ex-1")] == events
+
+
+async def test_reads_end_where_they_have_bytes_enough(log: EventLog) -> None:
+    events = [bytes([number]) * size for number, size in enumerate((400, 700, 10, 2_000, 5))]
+    await log.append("ex-1", events, expected_seq=0, head=LogHead(5))
+
+    pages: list[list[int]] = []
+    while page := await log.read("ex-1", after_seq=pages[-1][-1] if pages else 0, most_bytes=1_000):
+        pages.append([seq for seq, _ in page])
+    assert pages == [[1, 2], [3, 4], [5]]
+    assert len(await log.read("ex-1", limit=1, most_bytes=1_000)) == 1
+
+
+async def test_a_snapshot_of_any_size_is_kept(log: EventLog) -> None:
+    first, second = b"a" * (9 << 20) + b"b" * (9 << 20), b"c" * (17 << 20)
+    for seq, snapshot in enumerate((first, second, b"small", second, first)):
+        head = LogHead(seq + 1, snapshot_seq=seq + 1, snapshot=snapshot)
+        await log.append("ex-1", [b"event"], expected_seq=seq, head=head)
+        assert await log.head("ex-1") == head
+    with pytest.raises(ConflictError):
+        await log.append("ex-1", [b"late"], expected_seq=3, head=LogHead(4, snapshot=first))
+    assert (await log.head("ex-1")).snapshot == first
+
+    await log.delete("ex-1")
+    assert await log.head("ex-1") == LogHead()

@@ -7,15 +7,20 @@ status is the same wherever a reader had stopped: `MessageCompleted.content` rep
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from agent_runner.v1.events_pb2 import ExecutionEvent
+
+
+MOST_TEXT: Final = 512 << 10
+"""Bytes: no event gets too large to travel."""
 
 
 def compact(events: Iterable[ExecutionEvent]) -> list[ExecutionEvent]:
     """The events that are left, in order and with the `seq` they had.
 
-    Left as they are: messages that never became whole and were kept by a cancel or a failure, and output
-    of tools that were cut off. The newest event always stays. The events given may be changed.
+    Left as they are: messages that never became whole and were kept by a cancel or a failure, messages of
+    more than `MOST_TEXT` bytes, and output of tools that were cut off. The newest event always stays. The events given may be changed.
     """
     kept: dict[int, ExecutionEvent] = {}
     texts: dict[str, _Pieces] = {}
@@ -54,9 +59,11 @@ class _Pieces:
     def __init__(self, text: str) -> None:
         self._texts = [text]
         self._seqs: list[int] = []
+        self.size = len(text.encode())
 
     def add(self, event: ExecutionEvent) -> None:
         self._texts.append(event.message_delta.text)
+        self.size += len(event.message_delta.text.encode())
         self._seqs.append(event.seq)
 
     @property
@@ -78,7 +85,7 @@ def _begin(texts: dict[str, _Pieces], event: ExecutionEvent, kept: dict[int, Exe
 def _complete(texts: dict[str, _Pieces], event: ExecutionEvent, kept: dict[int, ExecutionEvent]) -> None:
     completed = event.message_completed
     pieces = texts.pop(completed.message_id, None)
-    if pieces is not None:
+    if pieces is not None and pieces.size <= MOST_TEXT:
         completed.content = completed.content or pieces.text
         pieces.drop(kept)
 

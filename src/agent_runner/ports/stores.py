@@ -159,9 +159,14 @@ class EventLog(Protocol):
         ...
 
     async def read(
-        self, execution_id: str, *, after_seq: int = 0, limit: int = 1000
+        self, execution_id: str, *, after_seq: int = 0, limit: int = 1000, most_bytes: int = 16 << 20
     ) -> Sequence[tuple[int, bytes]]:
-        """(seq, event) pairs in order, those with `seq > after_seq`."""
+        """(seq, event) pairs in order, those with `seq > after_seq`.
+
+        Args:
+            limit: the most events to return.
+            most_bytes: none is added to so many bytes of events; the first one is returned at any size.
+        """
         ...
 
     async def replace(self, execution_id: str, events: Sequence[tuple[int, bytes]]) -> None:

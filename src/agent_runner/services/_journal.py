@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 from agent_runner.ports.stores import EventLog
+from agent_runner.services._stored_events import stored_events
 from agent_runner.v1.events_pb2 import ExecutionEvent
 from agent_runner.v1.runner_service_pb2 import RecordedToolCall
 
-_READ_LIMIT: Final = 1000
 MOST_BYTES: Final = 8 << 20
 """Results given back; a turn is resumed at a checkpoint, so it asks for the newest calls alone."""
 
@@ -16,14 +16,9 @@ MOST_BYTES: Final = 8 << 20
 async def journal(events: EventLog, execution_id: str) -> list[RecordedToolCall]:
     """Calls in the order they began, the newest ones if their results are too many to send."""
     calls: dict[str, RecordedToolCall] = {}
-    seq = 0
-    while True:
-        rows = await events.read(execution_id, after_seq=seq, limit=_READ_LIMIT)
-        for _seq, body in rows:
-            _note(calls, ExecutionEvent.FromString(body))
-        if len(rows) < _READ_LIMIT:
-            return _newest(list(calls.values()))
-        seq = rows[-1][0]
+    async for _seq, body in stored_events(events, execution_id):
+        _note(calls, ExecutionEvent.FromString(body))
+    return _newest(list(calls.values()))
 
 
 def _note(calls: dict[str, RecordedToolCall], event: ExecutionEvent) -> None:

@@ -25,6 +25,7 @@ from agent_runner.ports.announcers import Announcer
 from agent_runner.ports.stores import EventLog, LogHead
 from agent_runner.services._clocks import Clock, rfc3339
 from agent_runner.services._live import Live, LiveExecutions, with_snapshot
+from agent_runner.services._stored_events import stored_events
 from agent_runner.services.execution_records import ExecutionRecord, ExecutionRecords
 from agent_runner.v1.events_pb2 import ExecutionEvent
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecutionStatus
@@ -33,7 +34,6 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 _TRIES: Final = 20
-_READ_LIMIT: Final = 1000
 _CHANGES_PHASE: Final = frozenset({"phase_changed", "status_merged"})
 _LONGEST_TIME: Final = 40
 BEYOND: Final = (1 << 63) - 1
@@ -235,7 +235,8 @@ class Logbook:
         )
         fold = StatusFold(AgentExecutionStatus.FromString(head.snapshot))
         seq, size, last_time = head.snapshot_seq, 0, ""
-        async for number, event, body in self._events_after(live.execution_id, head.snapshot_seq):
+        async for number, body in stored_events(self.events, live.execution_id, head.snapshot_seq):
+            event = ExecutionEvent.FromString(body)
             fold.apply(event)
             seq, size, last_time = number, size + len(body), event.time
         live.fold, live.seq = fold, seq
@@ -257,21 +258,11 @@ class Logbook:
             live.deleted = True
             live.announce()
             return
-        rows = [row async for row in self._events_after(live.execution_id, live.seq)]
+        stored = stored_events(self.events, live.execution_id, live.seq)
+        rows = [(seq, ExecutionEvent.FromString(body), body) async for seq, body in stored]
         if rows:
             live.head = None  # attempt and position are someone else's now
             live.advance(rows)
-
-    async def _events_after(
-        self, execution_id: str, seq: int
-    ) -> AsyncIterator[tuple[int, ExecutionEvent, bytes]]:
-        while True:
-            rows = await self.events.read(execution_id, after_seq=seq, limit=_READ_LIMIT)
-            for number, body in rows:
-                yield number, ExecutionEvent.FromString(body), body
-            if len(rows) < _READ_LIMIT:
-                return
-            seq = rows[-1][0]
 
 
 def checked(execution_id: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -16,6 +18,7 @@ from agent_runner.domain.phases import phase_name
 from agent_runner.errors import ConflictError, NotFoundError, UnavailableError
 from agent_runner.ports.stores import EventLog, ResourceStore, StoredResource
 from agent_runner.services._clocks import Clock
+from agent_runner.services._stored_events import stored_events
 from agent_runner.services.execution_records import LOG, ExecutionRecord
 from agent_runner.services.metrics import Counters
 from agent_runner.services.sessions import SessionService
@@ -27,8 +30,8 @@ from ai.stigmer.commons.apiresource.status_pb2 import ApiResourceAudit
 
 log = structlog.get_logger(__name__)
 
-_READ_LIMIT: Final = 1000
 _MOST_EVENTS: Final = 500_000
+_MOST_BYTES: Final = 128 << 20
 """Logs with more are left as they are: to compact one it is read into memory."""
 _UNFINISHED: Final = (phase_name(EXECUTION_PENDING), phase_name(EXECUTION_IN_PROGRESS))
 
@@ -98,26 +101,31 @@ class Retention:
         return done
 
     async def compact_log(self, execution_id: str) -> bool:
-        """Compact the log of an execution that has ended; whether it was there."""
-        events: list[ExecutionEvent] = []
-        while rows := await self._events.read(
-            execution_id, after_seq=events[-1].seq if events else 0, limit=_READ_LIMIT
-        ):
-            for seq, body in rows:
-                event = ExecutionEvent.FromString(body)
-                event.seq = seq
-                events.append(event)
-            if len(rows) < _READ_LIMIT or len(events) > _MOST_EVENTS:
-                break
+        """Compact the log of an execution that has ended; whether that left something out."""
+        events = await self._all_of(execution_id)
+        # Beside the event loop, which a long log would hold for seconds.
+        left = await asyncio.to_thread(_compacted, events)
+        shorter = len(left) < len(events)
         try:
-            if events and len(events) <= _MOST_EVENTS:
-                left = [(event.seq, event.SerializeToString()) for event in compact(events)]
+            if shorter:
                 await self._events.replace(execution_id, left)
             await self._watches.set_fields(execution_id, {LOG: "compact"})
         except (ConflictError, NotFoundError) as error:
             log.info("log not compacted", execution_id=execution_id, reason=str(error))
             return False
-        return bool(events)
+        return shorter
+
+    async def _all_of(self, execution_id: str) -> Sequence[tuple[int, bytes]]:
+        """The whole log; nothing of one that is too large to be taken into memory."""
+        events: list[tuple[int, bytes]] = []
+        size = 0
+        async with aclosing(stored_events(self._events, execution_id)) as stored:
+            async for seq, body in stored:
+                events.append((seq, body))
+                size += len(body)
+                if len(events) > _MOST_EVENTS or size > _MOST_BYTES:
+                    return []
+        return events
 
     async def _remove_session(self, row: StoredResource, before: datetime) -> bool:
         """Remove a session in which nothing has happened since."""
@@ -153,6 +161,16 @@ class Retention:
             if len(rows) < MOST:
                 return
             after = rows[-1].key.id
+
+
+def _compacted(events: Sequence[tuple[int, bytes]]) -> Sequence[tuple[int, bytes]]:
+    return [(event.seq, event.SerializeToString()) for event in compact(map(_parsed, events))]
+
+
+def _parsed(stored: tuple[int, bytes]) -> ExecutionEvent:
+    event = ExecutionEvent.FromString(stored[1])
+    event.seq = stored[0]
+    return event
 
 
 def _is_new(row: StoredResource, since: datetime) -> bool:

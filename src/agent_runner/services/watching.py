@@ -27,7 +27,8 @@ __all__ = ["Batch", "WatchService"]
 HEARTBEAT: Final = timedelta(seconds=15)
 SUBSCRIBE_INTERVAL: Final = timedelta(milliseconds=100)
 _READ_LIMIT: Final = 200
-"""Events read from the log at once for a watcher; each may have 256 KiB and more."""
+_READ_BYTES: Final = 1 << 20
+"""What is read from the log at once for a watcher, who may be slow to take it."""
 _SUBSCRIBE_RATE: Final = 10 << 20
 """Bytes a second one subscriber costs at most; a very large status is sent less often."""
 _LISTEN_AGAIN: Final = timedelta(seconds=1)
@@ -205,7 +206,9 @@ class WatchService:
         """What follows `seq`, from memory when all of it is there, else from the log."""
         if (tail := live.tail.after(seq)) is not None:
             return [tail]
-        rows = await self._logbook.events.read(live.execution_id, after_seq=seq, limit=_READ_LIMIT)
+        rows = await self._logbook.events.read(
+            live.execution_id, after_seq=seq, limit=_READ_LIMIT, most_bytes=_READ_BYTES
+        )
         if not rows:  # a log keeps its newest event, so this one is gone, and maybe by another process
             live.stale = True
             raise NotFoundError(AGENT_EXECUTION.name, live.execution_id)

@@ -86,3 +86,15 @@ def test_pieces_of_a_message_go_into_its_end() -> None:
 
     assert [event.seq for event in left] == [1, 502, 503]
     assert left[1].message_completed.content.startswith("word 0 word 1 ")
+
+
+def test_a_very_long_message_keeps_its_pieces() -> None:
+    said = [says("m"), *(goes_on("m", "word " * 1_000) for _ in range(200)), has_said("m")]
+    for number, event in enumerate(said, start=1):
+        event.seq = number
+    assert [event.seq for event in compact(copies(said))] == list(range(1, 203))
+    assert [event.seq for event in compact(copies(said[:50] + said[-1:]))] == [1, 202]
+
+
+def copies(events: list[ExecutionEvent]) -> list[ExecutionEvent]:
+    return [ExecutionEvent.FromString(event.SerializeToString()) for event in events]

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterable
 from datetime import timedelta
 
+import pytest
 from unit.services.conftest import World
-from unit.services.fakes.resources import COMPLETED, IN_PROGRESS, execution, goes_on, has_said, says
+from unit.services.fakes.resources import (
+    COMPLETED,
+    IN_PROGRESS,
+    called,
+    calls,
+    execution,
+    goes_on,
+    has_said,
+    says,
+)
 from unit.services.fakes.runners import Runner
 from unit.services.test_executions import finish
 
+from agent_runner.domain.compaction import compact
 from agent_runner.domain.status import fold
 from agent_runner.services.container import Services
 from agent_runner.services.retention import RetentionPolicy
@@ -106,3 +119,26 @@ async def test_an_id_somebody_chose_does_not_make_a_session_look_old(
 
     policy = RetentionPolicy(compact_after=None, sessions_for=30 * DAY)
     assert (await services.retention.sweep(policy)).removed == 0
+
+
+async def test_a_long_log_is_compacted_beside_the_event_loop_and_one_without_pieces_is_not_written_anew(
+    world: World, services: Services, running: AgentExecution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compacted_in: list[str] = []
+
+    def compacting(events: Iterable[ExecutionEvent]) -> list[ExecutionEvent]:
+        compacted_in.append(threading.current_thread().name)
+        return compact(events)
+
+    async def written(execution_id: str, events: object) -> None:
+        raise AssertionError("written anew, and nothing is shorter")
+
+    monkeypatch.setattr("agent_runner.services.retention.compact", compacting)
+    monkeypatch.setattr(world.log, "replace", written)
+    await finish(services, running.metadata.id, calls("c"), called("c", "x" * 100_000))
+    world.clock.advance(timedelta(hours=2))
+
+    assert (await services.retention.sweep(RetentionPolicy())).compacted == 0
+    assert (await services.retention.sweep(RetentionPolicy())).compacted == 0
+    assert len(compacted_in) == 1  # it is not looked at again
+    assert compacted_in != [threading.main_thread().name]

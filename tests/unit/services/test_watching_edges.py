@@ -168,3 +168,23 @@ async def test_what_runs_has_no_place_in_the_queue(
     await asyncio.wait_for(looking, 60)
 
     assert shown == [(EXECUTION_PENDING, 1), (EXECUTION_IN_PROGRESS, 0), (EXECUTION_COMPLETED, 0)]
+
+
+async def test_what_is_read_for_a_slow_watcher_has_a_bound_in_bytes(
+    world: World, services: Services, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(60):
+        await runner.send(says(f"{number}", "x" * 250_000))
+    await runner.send(COMPLETED)
+    read, most = world.log.read, 0
+
+    async def weighed(*args: Any, **kwargs: Any) -> Any:
+        nonlocal most
+        rows = await read(*args, **kwargs)
+        most = max(most, sum(len(event) for _seq, event in rows))
+        return rows
+
+    monkeypatch.setattr(world.log, "read", weighed)
+    async with aclosing(services.watches.watch(runner.execution_id)) as batches:
+        assert [batch.last async for batch in batches][-1] == 63
+    assert 0 < most < 2 << 20

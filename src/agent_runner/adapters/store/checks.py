@@ -1,9 +1,9 @@
-"""Mistakes of callers which every event log refuses in the same words."""
+"""What every event log does in the same way: mistakes it refuses, and how much it reads at once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice, pairwise
 
 from agent_runner.ports.stores import LogHead
 
@@ -16,6 +16,16 @@ def check_head(events: Sequence[bytes], expected_seq: int, head: LogHead) -> Non
     """
     if head.last_seq != expected_seq + len(events):
         raise ValueError(f"{len(events)} events after {expected_seq} do not end at {head.last_seq}")
+
+
+def within(events: Iterable[tuple[int, bytes]], limit: int, most_bytes: int) -> Iterator[tuple[int, bytes]]:
+    """The events a reader asked for: at most `limit`, and none that comes after `most_bytes`."""
+    size = 0
+    for event in islice(events, max(limit, 0)):
+        yield event
+        size += len(event[1])
+        if size >= most_bytes:
+            return
 
 
 def checked_order(events: Sequence[tuple[int, bytes]]) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
-from agent_runner.adapters.store.checks import check_head, checked_order
+from agent_runner.adapters.store.checks import check_head, checked_order, within
 from agent_runner.errors import AlreadyExistsError, ConflictError, NotFoundError
 from agent_runner.ports.stores import LogHead, ResourceKey, StoredResource
 
@@ -130,13 +131,13 @@ class MemoryEventLog:
         self._logs[execution_id] = log
 
     async def read(
-        self, execution_id: str, *, after_seq: int = 0, limit: int = 1000
+        self, execution_id: str, *, after_seq: int = 0, limit: int = 1000, most_bytes: int = 16 << 20
     ) -> Sequence[tuple[int, bytes]]:
         log = self._logs.get(execution_id)
         if log is None:
             return []
         start = bisect_right(log.events, after_seq, key=lambda event: event[0])
-        return log.events[start : start + max(limit, 0)]
+        return list(within(islice(log.events, start, None), limit, most_bytes))
 
     async def replace(self, execution_id: str, events: Sequence[tuple[int, bytes]]) -> None:
         last_seq = checked_order(events)

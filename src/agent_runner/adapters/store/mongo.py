@@ -11,7 +11,7 @@ from pymongo import ASCENDING, DESCENDING
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import DuplicateKeyError
 
-from agent_runner.adapters.store.checks import check_head, checked_order
+from agent_runner.adapters.store.checks import check_head, checked_order, within
 from agent_runner.adapters.store.mongo_database import (
     BY_FIELD,
     BY_ID,
@@ -30,6 +30,8 @@ _LOG: Final = "event log"
 _TRIES: Final = 20
 _COMPACTED_BYTES: Final = 4 << 20
 """Bytes of events in one document of a compacted log; a document may have 16 MiB."""
+_PART_BYTES: Final = 8 << 20
+"""Bytes of a snapshot in one document."""
 
 
 class MongoResourceStore:
@@ -223,50 +225,49 @@ class MongoEventLog:
             "first": expected_seq + 1,
             "events": [Binary(event) for event in events],
         }
-        snapshot = {
-            "_id": snapshot_id,
-            "execution": execution_id,
-            "revision": revision,
-            "body": Binary(head.snapshot),
-        }
+        snapshot = list(_snapshot_parts(batch, head.snapshot)) if renewed else []
         try:
-            await self._insert(batch, snapshot if renewed else None)
+            await self._insert(batch, snapshot)
         except DuplicateKeyError as error:
             raise ConflictError(_LOG, execution_id, expected_seq) from error
 
-    async def _insert(self, batch: Document, snapshot: Document | None) -> None:
+    async def _insert(self, batch: Document, snapshot: Sequence[Document]) -> None:
         """Insert a batch after the snapshot it names, and drop the snapshots before that.
 
         Raises:
             DuplicateKeyError: another writer has this revision.
         """
         with translated_but_duplicates():
-            if snapshot is None:
+            if not snapshot:
                 await self._batches.insert_one(batch)
                 return
-            await self._snapshots.insert_one(snapshot)
+            await self._snapshots.insert_many(snapshot)
             try:
                 await self._batches.insert_one(batch)
             except DuplicateKeyError:
-                await self._snapshots.delete_one({"_id": snapshot["_id"]})
+                await self._snapshots.delete_many({"_id": {"$in": [part["_id"] for part in snapshot]}})
                 raise
             # Those of later revisions belong to writers who are about to name them.
             older = {"execution": batch["execution"], "revision": {"$lt": batch["revision"]}}
             await self._snapshots.delete_many(older)
 
     async def read(
-        self, execution_id: str, *, after_seq: int = 0, limit: int = 1000
+        self, execution_id: str, *, after_seq: int = 0, limit: int = 1000, most_bytes: int = 16 << 20
     ) -> Sequence[tuple[int, bytes]]:
         events: list[tuple[int, bytes]] = []
+        seen, size = after_seq, 0
         query = {"execution": execution_id, "last": {"$gt": after_seq}}
         with translated():
             found = self._batches.find(query).sort([("last", ASCENDING), ("revision", ASCENDING)])
             async with found:
                 async for batch in found:
-                    events += [(seq, event) for seq, event in _events(batch) if seq > after_seq]
-                    if len(events) >= limit:
+                    # A log that is compacted meanwhile goes on in documents that begin earlier.
+                    new = [(seq, event) for seq, event in _events(batch) if seq > seen]
+                    events += new
+                    seen, size = max(seen, batch["last"]), size + sum(len(event) for _, event in new)
+                    if len(events) >= limit or size >= most_bytes:
                         break
-        return events[: max(limit, 0)]
+        return list(within(events, limit, most_bytes))
 
     async def replace(self, execution_id: str, events: Sequence[tuple[int, bytes]]) -> None:
         last_seq = checked_order(events)
@@ -297,8 +298,25 @@ class MongoEventLog:
 
     async def _snapshot(self, snapshot_id: ObjectId) -> bytes | None:
         with translated():
-            found = await self._snapshots.find_one({"_id": snapshot_id})
-        return None if found is None else bytes(found["body"])
+            first = await self._snapshots.find_one({"_id": snapshot_id})
+            if first is None or "parts" not in first:  # it is the only one
+                return None if first is None else bytes(first["body"])
+            query = {"execution": first["execution"], "revision": first["revision"], "of": snapshot_id}
+            rest = await self._snapshots.find(query).sort("part", ASCENDING).to_list()
+        if len(rest) + 1 < first["parts"]:
+            return None
+        return b"".join(part["body"] for part in (first, *rest))
+
+
+def _snapshot_parts(batch: Document, body: bytes) -> Iterable[Document]:
+    """The documents of a snapshot; the first one has its id, and says how many there are if it is not all."""
+    pieces = [body[start : start + _PART_BYTES] for start in range(0, len(body), _PART_BYTES)] or [b""]
+    for number, piece in enumerate(pieces):
+        part = {"execution": batch["execution"], "revision": batch["revision"], "body": Binary(piece)}
+        if number:
+            yield {**part, "_id": ObjectId(), "of": batch["snapshot_id"], "part": number}
+        else:
+            yield {**part, "_id": batch["snapshot_id"], **({"parts": len(pieces)} if len(pieces) > 1 else {})}
 
 
 def _head(tail: Document, snapshot: bytes) -> LogHead:

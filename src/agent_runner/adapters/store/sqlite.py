@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import apsw
 
-from agent_runner.adapters.store.checks import check_head, checked_order
+from agent_runner.adapters.store.checks import check_head, checked_order, within
 from agent_runner.adapters.store.database import SqliteDatabase
 from agent_runner.errors import AlreadyExistsError, ConflictError, NotFoundError
 from agent_runner.ports.stores import LogHead, ResourceKey, StoredResource
@@ -229,9 +229,9 @@ class SqliteEventLog:
         await self._database.write(partial(_append, execution_id, list(events), expected_seq, head))
 
     async def read(
-        self, execution_id: str, *, after_seq: int = 0, limit: int = 1000
+        self, execution_id: str, *, after_seq: int = 0, limit: int = 1000, most_bytes: int = 16 << 20
     ) -> Sequence[tuple[int, bytes]]:
-        return await self._database.read(partial(_select_events, execution_id, after_seq, max(limit, 0)))
+        return await self._database.read(partial(_select_events, execution_id, after_seq, limit, most_bytes))
 
     async def replace(self, execution_id: str, events: Sequence[tuple[int, bytes]]) -> None:
         last_seq = checked_order(events)
@@ -292,21 +292,37 @@ def _log_id(execution_id: str, connection: apsw.Connection) -> int | None:
 
 
 def _select_events(
-    execution_id: str, after_seq: int, limit: int, connection: apsw.Connection
+    execution_id: str, after_seq: int, limit: int, most_bytes: int, connection: apsw.Connection
 ) -> Sequence[tuple[int, bytes]]:
     rows = connection.execute(
         f"SELECT e.id - (l.id << {_LOG_BITS}), e.body FROM logs l CROSS JOIN events e"  # noqa: S608
         f" WHERE l.execution_id = ? AND e.id > (l.id << {_LOG_BITS}) + ?"
         f" AND e.id < ((l.id + 1) << {_LOG_BITS}) ORDER BY e.id LIMIT ?",
-        (execution_id, max(after_seq, 0), limit),
+        (execution_id, max(after_seq, 0), max(limit, 0)),
     )
-    return cast("Sequence[tuple[int, bytes]]", rows.fetchall())
+    return list(within(cast("Iterable[tuple[int, bytes]]", rows), limit, most_bytes))
 
 
 def _insert_events(log: int, events: Iterable[tuple[int, bytes]], connection: apsw.Connection) -> None:
     first = log << _LOG_BITS
     connection.executemany(
         "INSERT INTO events (id, body) VALUES (?, ?)", [(first + seq, body) for seq, body in events]
+    )
+
+
+def _keep_events(log: int, events: Sequence[tuple[int, bytes]], connection: apsw.Connection) -> None:
+    """Delete all others, and write those alone which have changed: most of a long log has not."""
+    first = log << _LOG_BITS
+    kept = {first + seq for seq, _ in events}
+    found = connection.execute(
+        "SELECT id FROM events WHERE id > ? AND id < ?", (first, (log + 1) << _LOG_BITS)
+    )
+    gone = [(row,) for (row,) in found if row not in kept]
+    connection.executemany("DELETE FROM events WHERE id = ?", gone)
+    connection.executemany(
+        "INSERT INTO events (id, body) VALUES (?, ?)"
+        " ON CONFLICT (id) DO UPDATE SET body = excluded.body WHERE body <> excluded.body",
+        [(first + seq, body) for seq, body in events],
     )
 
 
@@ -325,8 +341,7 @@ def _replace(
     log, newest = found
     if newest != last_seq:
         raise ConflictError(_LOG, execution_id, last_seq)
-    _drop_events(log, connection)
-    _insert_events(log, events, connection)
+    _keep_events(log, events, connection)
 
 
 def _forget_oldest(execution_id: str, connection: apsw.Connection) -> bool:
