@@ -11,7 +11,6 @@ from typing import Final
 
 from agent_runner.v1.events_pb2 import ExecutionEvent
 
-
 MOST_TEXT: Final = 512 << 10
 """Bytes: no event gets too large to travel."""
 
@@ -20,7 +19,8 @@ def compact(events: Iterable[ExecutionEvent]) -> list[ExecutionEvent]:
     """The events that are left, in order and with the `seq` they had.
 
     Left as they are: messages that never became whole and were kept by a cancel or a failure, messages of
-    more than `MOST_TEXT` bytes, and output of tools that were cut off. The newest event always stays. The events given may be changed.
+    more than `MOST_TEXT` bytes, and output of tools that were cut off. The newest event always stays. The
+    events given may be changed.
     """
     kept: dict[int, ExecutionEvent] = {}
     texts: dict[str, _Pieces] = {}
