@@ -58,8 +58,8 @@ def run_worker(settings: Settings) -> int:
     return run_service(lambda stop: serve_runner(settings, stop, secrets))
 
 
-def doctor(settings: Settings) -> Iterator[tuple[str, bool, str]]:
-    """What works here: (name, whether it does, detail for people)."""
+def doctor(settings: Settings) -> Iterator[tuple[str, bool | None, str]]:
+    """What works here: (name, whether it does, detail for people); None: no, and nobody asked for it."""
     from agent_runner.bootstrap.doctor import checks
 
     return checks(settings)

@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from agent_runner.bootstrap.data import DataDirectory
 from agent_runner.errors import AgentRunnerError
 from agent_runner.ports.sandboxes import SandboxProvider
 from agent_runner.settings import Settings
 
-Row = tuple[str, bool, str]
+Row = tuple[str, bool | None, str]
+"""Name; whether it works, None for what does not and was not asked for; what there is or what to do."""
+_LEAST_FREE = 100 << 20
 
 
 def checks(settings: Settings) -> Iterator[Row]:
-    """Name, whether it works, and what there is or what to do. Each is made when it is asked for."""
+    """Each is made when it is asked for."""
     yield "python", sys.version_info >= (3, 11), f"{platform.python_version()} on {platform.platform()}"
     yield _data_directory(settings)
     yield from _stores(settings)
@@ -33,7 +36,9 @@ def _data_directory(settings: Settings) -> Row:
         data.prepare()
     except AgentRunnerError as error:
         return "data directory", False, str(error)
-    return "data directory", True, str(data.root)
+    free = shutil.disk_usage(data.root).free
+    told = f"{data.root}, {free / (1 << 30):.1f} GiB free"
+    return "data directory", free >= _LEAST_FREE, told if free >= _LEAST_FREE else f"{told}. Make room."
 
 
 def _stores(settings: Settings) -> Iterator[Row]:
@@ -67,21 +72,26 @@ def _engines(settings: Settings) -> Iterator[Row]:
     from agent_runner.bootstrap.engines import describe, missing
 
     for engine in ("deepagents", "graphton"):
-        problem = missing(engine)
-        wanted = " (in use)" if engine == settings.engine else ""
-        # An engine nobody asked for is no problem of this machine's.
-        yield f"engine {engine}", not problem or not wanted, (problem or describe(engine)) + wanted
+        yield _one_of(f"engine {engine}", missing(engine), describe, engine, settings.engine)
 
 
 def _sandboxes(settings: Settings) -> Iterator[Row]:
     from agent_runner.bootstrap.sandboxes import KINDS, sandbox_provider
 
     for kind in KINDS:
-        provider = sandbox_provider(settings, DataDirectory(settings.data_dir), kind)
-        problem = asyncio.run(_checked(provider))
-        wanted = " (in use)" if kind == settings.sandbox else ""
-        # A kind nobody asked for is no problem of this machine's.
-        yield f"sandbox {kind}", not problem or not wanted, (problem or "works") + wanted
+        try:
+            provider = sandbox_provider(settings, DataDirectory(settings.data_dir), kind)
+            problem = asyncio.run(_checked(provider))
+        except OSError as error:  # a disk that is full or read-only
+            problem = f"It cannot be tried: {error.filename or 'the disk'}: {error.strerror}"
+        yield _one_of(f"sandbox {kind}", problem, lambda _: "works", kind, settings.sandbox)
+
+
+def _one_of(name: str, problem: str, says: Callable[[str], str], which: str, used: str) -> Row:
+    """What one of several choices can do; who is not chosen is no problem of this machine's."""
+    if which == used:
+        return name, not problem, f"{problem or says(which)} (in use)"
+    return name, None if problem else True, problem or says(which)
 
 
 async def _checked(provider: SandboxProvider) -> str:

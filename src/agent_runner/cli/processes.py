@@ -8,6 +8,8 @@ from agent_runner.cli import _errors
 from agent_runner.cli._options import shared_options
 from agent_runner.cli._output import styled, to_json, write
 
+_MARKS = {True: ("ok", "green"), False: ("PROBLEM", "red"), None: ("-", "bright_black")}
+
 
 @click.command("server")
 @click.option("--listen", metavar="HOST:PORT", help="Where to listen; else AGENT_RUNNER_LISTEN.")
@@ -35,7 +37,10 @@ def worker_command(address: str | None, concurrency: int | None) -> int:
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @shared_options
 def doctor_command(output: str) -> int:
-    """Check what this machine can do: sandbox, Temporal, model, directories. Exit code 1 on a problem."""
+    """Check what this machine can do: sandbox, Temporal, model, directories. Exit code 1 on a problem.
+
+    What does not work here and was not asked for is marked with a dash (`null` in JSON), and is no problem.
+    """
     from agent_runner import bootstrap, settings
 
     rows = list(bootstrap.doctor(settings.load()))
@@ -46,8 +51,9 @@ def doctor_command(output: str) -> int:
 
         width = max(len(name) for name, _, _ in rows) + 2
         for name, ok, detail in rows:
-            mark = f"{'ok' if ok else 'PROBLEM':<9}"
+            mark, color = _MARKS[ok]
+            mark = f"{mark:<9}"
             if styled(sys.stdout):
-                mark = click.style(mark, fg="green" if ok else "red")
+                mark = click.style(mark, fg=color)
             write(f"{name:<{width}}{mark}{detail}")
-    return _errors.OK if all(ok for _, ok, _ in rows) else _errors.FAILED
+    return _errors.FAILED if any(ok is False for _, ok, _ in rows) else _errors.OK
