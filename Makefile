@@ -12,7 +12,6 @@ DEMO_DATA ?= $(CURDIR)/.cache/demo
 TESTS ?= tests
 # Files of tests are shared out among so many processes, the longest ones first.
 WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); [ "$$n" -lt 4 ] && echo "$$n" || echo 4)
-CHAOS ?= faults
 
 # The certificates of the machine, where it has any, so that a proxy's own are known too.
 UV_CERTS := $(if $(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt),--system-certs)
@@ -81,8 +80,8 @@ docs: $(READY) ## Write the generated pages of docs/reference.
 bench: $(READY) ## Measure beside the bare engine and Temporal's no-op (ARGS='--help').
 	@$(BIN)/python -m bench $(ARGS)
 
-chaos: $(READY) ## Break the product on purpose and count what got lost (CHAOS='faults --seed 7 --count 50').
-	@$(BIN)/python -m chaos $(CHAOS)
+chaos: $(READY) ## Break the product on purpose and count what got lost (ARGS='--help').
+	@$(BIN)/python -m chaos $(ARGS)
 
 lock: $(READY) ## Resolve the dependencies anew and pin them by hash.
 	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \

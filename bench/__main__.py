@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -143,17 +144,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _count(text: str) -> int:
-    found = int(text)
-    if found < 1:
-        raise ValueError(text)
-    return found
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, not {text!r}")
+    return int(text)
 
 
 def _delays(text: str) -> tuple[float, ...]:
-    found = tuple(float(part) for part in text.split(","))
-    if any(number < 0 for number in found):
-        raise ValueError(text)  # argparse says it in its own words
-    return found
+    with suppress(ValueError):
+        found = tuple(float(part) for part in text.split(","))
+        if all(0 <= number < 60_000 for number in found):
+            return found
+    raise argparse.ArgumentTypeError(f"must be numbers of milliseconds with commas between, not {text!r}")
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:

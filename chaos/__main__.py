@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 from chaos import cancels, faults, longs, queues, resumes
@@ -69,23 +70,65 @@ SCENARIOS: dict[str, Scenario] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="chaos", description=__doc__)
-    parser.add_argument("scenario", choices=SCENARIOS)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--count", type=int, default=0, help="of faults, kills, cancels, messages or rounds")
-    parser.add_argument("--sessions", type=int, default=0, help="busy at a time")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--gap", type=float, default=2.0, help="seconds between faults, on average")
-    parser.add_argument("--longest", type=float, default=9.0, help="seconds a fault may last")
-    parser.add_argument("--reconnects", type=int, default=1000, help="at least so many, of watchers")
-    parser.add_argument("--only", default="", help="one kind of fault alone")
-    parser.add_argument(
-        "--no-worker-commands", action="store_true", help="cancel with a Temporal that pushes none, alone"
+_EPILOG = """scenarios:
+  faults   the storm: kills, freezes and cuts while executions run and are watched; 200, in ten minutes or so
+  resume   kills the worker that runs a turn, and times the next attempt; 10 kills
+  cancel   cancels while a model streams, is silent, or a shell has children; 200 each
+  queue    messages sent at once into sessions; 10,000 into 100
+  long     tool rounds in one turn, 1,000, and a result of 50 MB
+
+exit code: 0 when every promise was kept, 1 when one was broken, 130 when it was broken off.
+
+examples:
+  python -m chaos                              everything of the storm
+  python -m chaos faults --seed 7 --count 50   two minutes of it
+  python -m chaos faults --only "kill server"
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m chaos",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--keep", type=Path, help="work in this directory and leave it there")
+    add = parser.add_argument
+    add("scenario", nargs="?", choices=SCENARIOS, default="faults", help="see below; the storm without one")
+    add("--seed", type=int, default=1, help="what is drawn follows from it (%(default)s)")
+    add("--count", type=_whole, default=0, help="of faults, kills, cancels, messages or rounds")
+    add("--sessions", type=_whole, default=0, help="busy at a time")
+    add("--workers", type=_whole, default=2, help="processes that run turns (%(default)s)")
+    add("--gap", type=_seconds, default=2.0, help="seconds between faults, on average (%(default)g)")
+    add("--longest", type=_seconds, default=9.0, help="seconds a fault may last (%(default)g)")
+    add("--reconnects", type=_whole, default=1000, help="at least so many, of watchers (%(default)s)")
+    add("--only", default="", metavar="FAULT", choices=faults.KINDS, help=", ".join(faults.KINDS))
+    add("--no-worker-commands", action="store_true", help="cancel with a Temporal that pushes none, alone")
+    add("--keep", type=Path, metavar="DIR", help="work in this directory and leave it there")
+    return parser
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, not {text!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < float(text) < 3600:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"must be a number of seconds, not {text!r}")
+
+
+def main() -> None:
+    parser = _parser()
     options = parser.parse_args()
-    problems = asyncio.run(_run(SCENARIOS[options.scenario], options))
+    try:
+        problems = asyncio.run(_run(SCENARIOS[options.scenario], options))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print("broken off", file=sys.stderr, flush=True)
+        os._exit(130)
     for problem in problems:
         print(f"BROKEN: {problem}")
     print(f"{len(problems)} promises broken" if problems else "every promise kept", flush=True)

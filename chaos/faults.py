@@ -33,7 +33,7 @@ from chaos.watchers import EVENTS, GRPC, Watched, Watchers
 
 _ENDING = timedelta(minutes=5)
 """For all that was begun to end, once everything is well again."""
-_KINDS = {
+KINDS = {
     "kill worker": 5,
     "stop worker": 2,
     "freeze worker": 2,
@@ -44,6 +44,7 @@ _KINDS = {
     "delay": 3,
     "break": 5,
 }
+"""What may happen, and how often beside the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +89,10 @@ class Fault:
 def draw(plan: Plan, cluster: Cluster) -> Sequence[Fault]:
     """The faults of a seed."""
     rng = random.Random(plan.seed)
-    kinds = [plan.only] if plan.only else list(_KINDS)
+    kinds = [plan.only] if plan.only else list(KINDS)
     faults = []
     for _ in range(plan.faults):
-        kind = rng.choices(kinds, [_KINDS[kind] for kind in kinds])[0]
+        kind = rng.choices(kinds, [KINDS[kind] for kind in kinds])[0]
         target = _target(rng, kind, cluster)
         # Long enough, now and then, for Temporal to take a worker for dead.
         long = rng.random() < (0.6 if kind in ("freeze worker", "hold") else 0.25)

@@ -183,6 +183,34 @@ def _log(clock: str, line: str) -> Sequence[ExecutionEvent]:
     return events
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("faults", "--only", "flood"), "kill worker"),
+        (("--count", "0"), "must be a whole number from 1, not '0'"),
+        (("--gap", "nan"), "must be a number of seconds, not 'nan'"),
+        (("--help",), "exit code: 0 when every promise was kept"),
+    ],
+)
+def test_what_chaos_can_be_asked_is_told_in_words(arguments: Sequence[str], says: str) -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", "chaos", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=WITHIN
+    )
+
+    assert told.returncode == (0 if "--help" in arguments else 2)
+    assert says in told.stdout + told.stderr
+    assert "Traceback" not in told.stderr
+
+
+@pytest.mark.parametrize("target", ["chaos", "bench"])
+def test_make_passes_on_what_it_is_told(target: str) -> None:
+    would = subprocess.run(
+        ["make", "-n", target, "ARGS=some --words"], cwd=ROOT, capture_output=True, text=True, timeout=WITHIN
+    )
+
+    assert f"-m {target} some --words" in would.stdout
+
+
 def _chaos(folder: Path, *arguments: str) -> str:
     kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
     environment = kept | {"HOME": str(folder), "PYTHONPATH": str(ROOT / "src")}
