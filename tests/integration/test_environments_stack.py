@@ -120,6 +120,16 @@ async def test_a_run_without_a_required_variable_fails_at_once_and_names_it(home
     assert not done.status.tool_calls
 
 
+async def test_a_secret_in_the_message_of_a_run_that_cannot_begin_is_masked(home: Home) -> None:
+    async with AgentRunner(home.address) as client:
+        sessions: list[Any] = [s async for s in client.list("sessions")]
+        done = await client.run("use s3cret-of-base", session=sessions[-1].metadata.id)
+        log = [event async for event in client.watch(done.metadata.id)]
+
+    assert [message.content for message in done.status.messages] == [f"use {MASK}"]
+    assert "s3cret" not in str(log)
+
+
 def test_env_explain_shows_where_each_value_is_from(home: Home) -> None:
     session = json.loads(home.run("get", "sessions", "-o", "json"))
     items = session["items"] if isinstance(session, dict) else session

@@ -15,7 +15,7 @@ from agent_runner.domain.masking import LiveSecrets, Masker
 from agent_runner.domain.mcp_servers import plan_servers, unknown_servers
 from agent_runner.errors import AgentRunnerError, LimitReachedError
 from agent_runner.ports.agents import AgentFactory, AgentSession, AgentSpecification, Checkpoints, Turn
-from agent_runner.ports.environments import EnvironmentResolver
+from agent_runner.ports.environments import EnvironmentResolver, ResolvedEnvironment
 from agent_runner.ports.file_tasks import FileTasks
 from agent_runner.ports.mcp import McpConnector, McpTools
 from agent_runner.ports.models import Model, ModelResolver
@@ -100,6 +100,7 @@ class TurnRun:
         self._turn = turn
         self._learn = learn
         self._masker = Masker(())
+        self._knows_secrets = False
 
     async def run(self) -> None:
         """Run it to its end.
@@ -113,8 +114,9 @@ class TurnRun:
         try:
             plan = await patiently(self._plan, self._turn.execution_id)
         finally:
-            # Not before the secrets are known: people paste them into messages.
-            self._show_message()
+            # Not unless the secrets are known: people paste them into messages.
+            if self._knows_secrets:
+                self._show_message()
         limits = turns.limits(self._spec, plan.agent)
         async with self._wall_limit(limits.wall_seconds), self._skills(plan) as skills:
             sandbox, model = await self._sandbox_and_model(plan, skills)
@@ -126,17 +128,19 @@ class TurnRun:
                 await self._run_agent(self._specification(plan, skills, tools, sandbox, model, limits))
 
     async def _plan(self) -> turns.Plan:
-        plan = await turns.plan(
+        return await turns.plan(
             self._parts.reader,
             self._parts.environments,
             self._spec,
             self._turn.execution_id,
             self._grant.attempt,
             self._grant.token,
+            self._learn_secrets,
         )
-        self._masker = Masker(plan.environment.secrets)
+
+    def _learn_secrets(self, environment: ResolvedEnvironment) -> None:
+        self._masker, self._knows_secrets = Masker(environment.secrets), True
         self._learn(self._masker)
-        return plan
 
     async def _run_agent(self, specification: AgentSpecification) -> None:
         report = MaskedReport(self._sink, self._masker)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from agent_runner.domain import environments
@@ -48,25 +48,39 @@ async def plan(
     execution_id: str,
     attempt: int,
     token: str,
+    learn: Callable[[ResolvedEnvironment], None],
 ) -> Plan:
     """Read session, instance, agent and variables.
+
+    Args:
+        learn: told the variables as soon as they are known, also when the rest fails.
 
     Raises:
         NotFoundError: one of them is gone.
         FailedPreconditionError: a variable the agent asks for has no value.
     """
-    (session, instance, agent), resolved = await asyncio.gather(
-        _agent_of(reader, spec, ours=bool(token) and resolver is not None),
+    resolved, found = await asyncio.gather(
         _resolved(resolver, execution_id, attempt, token),
+        _agent_of(reader, spec, ours=bool(token) and resolver is not None),
+        return_exceptions=True,
     )
-    environment = resolved or await _merged(reader, spec, instance, agent)
-    if environment.missing:
-        names = ", ".join(environment.missing)
+    if isinstance(resolved, BaseException):
+        raise resolved
+    if resolved is not None:
+        learn(resolved)
+    if isinstance(found, BaseException):
+        raise found
+    session, instance, agent = found
+    if resolved is None:
+        resolved = await _merged(reader, spec, instance, agent)
+        learn(resolved)
+    if resolved.missing:
+        names = ", ".join(resolved.missing)
         raise FailedPreconditionError(
             f"Agent {agent.metadata.slug!r} needs a value for {names}. Set it in an environment of the "
             "instance, or give it with the execution."
         )
-    return Plan(session, agent, environment)
+    return Plan(session, agent, resolved)
 
 
 async def _agent_of(

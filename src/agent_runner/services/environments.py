@@ -105,7 +105,9 @@ class ExecutionEnvironments:
         if known is None:
             merged = await self._merge(parts)
             if merged.missing:
-                return ResolveEnvironmentResponse(missing=merged.missing)
+                # The secrets among them are masked in what tells of the failure.
+                unkept = self._new_context(execution_id, parts.org, merged)
+                return ResolveEnvironmentResponse(missing=merged.missing, variables=_variables(unkept))
             known = await self._keep(parts, merged) if merged.values else ExecutionContext()
         answer = ResolveEnvironmentResponse(variables=_variables(known))
         for definition in parts.agent.spec.mcp_servers:
