@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import subprocess
 import uuid
@@ -17,6 +18,8 @@ from agent_runner.errors import ConflictError, SettingsError, UnavailableError
 from agent_runner.ports.stores import LogHead, ResourceKey, StoredResource
 
 wanted("pymongo", "redis")
+
+from redis.asyncio import Redis  # noqa: E402
 
 from agent_runner.adapters.announcers.redis import RedisAnnouncer  # noqa: E402
 from agent_runner.adapters.store.mongo import MongoEventLog, MongoResourceStore  # noqa: E402
@@ -147,8 +150,17 @@ async def test_a_server_that_is_away_is_said() -> None:
     announcer = RedisAnnouncer(f"redis://{NOBODY}")
     with pytest.raises(UnavailableError, match="Redis cannot be used"):
         await announcer.open()
-    with pytest.raises(UnavailableError):
-        await announcer.publish("a", b"x")
+
+
+@pytest.mark.parametrize(
+    "rules", ["+@all resetchannels", "+@all allchannels -publish", "+@all allchannels -subscribe"]
+)
+async def test_a_user_who_may_not_announce_is_a_wrong_setting(redis_url: str, rules: str) -> None:
+    async with Redis.from_url(redis_url) as admin:
+        await admin.execute_command("ACL", "SETUSER", "guest", "reset", "on", ">canary", "~*", *rules.split())
+    with pytest.raises(SettingsError, match="Redis refuses the user") as caught:
+        await RedisAnnouncer(redis_url.replace("://", "://guest:canary@")).open()
+    assert "canary" not in str(caught.value)
 
 
 class RestartableRedis:
@@ -163,6 +175,14 @@ class RestartableRedis:
     def start(self) -> None:
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_for_port(self._port, self._process)
+
+    def freeze(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         if self._process is not None:
@@ -189,6 +209,24 @@ async def test_a_lost_connection_is_told_to_subscribers_and_comes_back(
                 await take(messages)
         await asyncio.to_thread(redis_server.start)
 
+        assert await until_subscribed(announcer) == b"back"
+
+
+async def test_a_frozen_server_holds_nobody_up_and_hears_later_what_was_published(
+    redis_server: RestartableRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent_runner.adapters.announcers.redis._SILENCE_SECONDS", 0.2)
+    async with RedisAnnouncer(redis_server.url) as announcer, RedisAnnouncer(redis_server.url) as other:
+        async with announcer.subscribe("a") as messages, other.subscribe("b") as there:
+            redis_server.freeze()
+            sending = asyncio.gather(*(announcer.publish("b", b"%d" % number) for number in range(1000)))
+            assert sending.done() or await sending  # without a word of the server
+            # Nobody hears that a connection is dead: it has to be asked.
+            with pytest.raises(UnavailableError):
+                await take(messages)
+            redis_server.thaw()
+            with contextlib.suppress(UnavailableError):  # it may have lost its connection as well
+                assert await take(there) == b"0"
         assert await until_subscribed(announcer) == b"back"
 
 

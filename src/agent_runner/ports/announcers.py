@@ -15,11 +15,14 @@ class Announcer(Protocol):
     """
 
     async def publish(self, topic: str, message: bytes) -> None:
-        """Hand the message to whoever is subscribed now; never waits for them."""
+        """Hand the message to whoever is subscribed when it arrives.
+
+        Waits neither for subscribers nor for a server: while that is away, messages wait or are lost.
+        """
         ...
 
     def subscribe(self, topic: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Messages published after the context was entered.
+        """Messages published after the context was entered; those of a moment before may come too.
 
         The iterator raises SlowWatcherError when more messages wait than the adapter holds, and
         UnavailableError when the adapter lost its connection, and with it messages.

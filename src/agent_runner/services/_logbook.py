@@ -19,7 +19,6 @@ from agent_runner.errors import (
     FencedError,
     NotFoundError,
     PositionError,
-    UnavailableError,
 )
 from agent_runner.ports.announcers import Announcer
 from agent_runner.ports.stores import EventLog, LogHead
@@ -222,11 +221,8 @@ class Logbook:
             self.on_end(live.record)
 
     async def _publish(self, execution_id: str, seq: int) -> None:
-        try:
-            await self.announcer.publish(topic_of(execution_id), b"%d" % seq)
-        except UnavailableError as error:
-            # Other replicas look by themselves after a while.
-            log.warning("append was not announced", execution_id=execution_id, error=str(error))
+        # Where it is lost, other replicas look by themselves after a while.
+        await self.announcer.publish(topic_of(execution_id), b"%d" % seq)
 
     async def _load(self, live: Live) -> None:
         """Read record, snapshot and the events since, and mend the index if it lags behind."""

@@ -257,7 +257,8 @@ class WatchService:
             except SlowWatcherError:
                 continue
             except UnavailableError as error:
-                log.warning("announcements are away", execution_id=live.execution_id, error=str(error))
+                # Said once by who lost the connection, rather than for each execution that is watched.
+                log.debug("not listening", execution_id=live.execution_id, error=str(error))
                 await asyncio.sleep(_LISTEN_AGAIN.total_seconds())
 
 

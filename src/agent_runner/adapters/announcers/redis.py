@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import islice
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -18,7 +20,8 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.driver_info import DriverInfo
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from agent_runner.adapters.announcers.memory import MemoryAnnouncer
 from agent_runner.errors import SettingsError, UnavailableError
@@ -33,13 +36,19 @@ _ALIVE: Final = PREFIX + "alive"
 
 _AGAIN_SECONDS: Final = 0.5
 _CONFIRM_SECONDS: Final = 10.0
+_SILENCE_SECONDS: Final = 10.0
+"""After which the server is asked whether it is there; after twice that it is taken for gone."""
+_MOST_WAITING: Final = 10_000
+"""Messages kept for a server that does not take them; the newest ones, which say the most."""
+_MOST_AT_ONCE: Final = 500
+_LAST_WORDS_SECONDS: Final = 1.0
 
 
 class RedisAnnouncer:
     """Announces over publish and subscribe, which keeps nothing: what is lost is found in the log.
 
     When the connection breaks, whoever is subscribed gets UnavailableError, so that he looks into the
-    log instead of waiting for what will not come.
+    log instead of waiting for what will not come. Who publishes never waits for the server.
 
     Args:
         url: `redis://host:port/db`, or `rediss://` with TLS.
@@ -62,18 +71,21 @@ class RedisAnnouncer:
         self._pubsub: Any = self._redis.pubsub()  # partly untyped
         self._subscribers: dict[str, int] = {}
         self._confirmed: dict[str, asyncio.Event] = {}
-        self._listening: asyncio.Task[None] | None = None
+        self._waiting: deque[tuple[str, bytes]] = deque(maxlen=_MOST_WAITING)
+        self._waits = asyncio.Event()
+        self._away: UnavailableError | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
         """Connect and listen.
 
         Raises:
-            SettingsError: the server refuses the user.
+            SettingsError: the server refuses the user, or lets it not publish or subscribe.
             UnavailableError: the server cannot be reached.
         """
         try:
-            await self._pubsub.subscribe(_ALIVE)
-        except AuthenticationError as error:
+            await self._check()
+        except (AuthenticationError, NoPermissionError) as error:
             await self.aclose()
             raise SettingsError(
                 "Redis refuses the user: check name and password, and that the user may use publish and "
@@ -82,14 +94,30 @@ class RedisAnnouncer:
         except (RedisError, OSError) as error:
             await self.aclose()
             raise _unavailable(error) from error
-        self._listening = asyncio.create_task(self._listen(), name="redis announcements")
+        self._tasks = [
+            asyncio.create_task(self._listen(), name="redis announcements"),
+            asyncio.create_task(self._send(), name="redis publishes"),
+        ]
+
+    async def _check(self) -> None:
+        """Subscribe and publish once; what a user may not do is answered to that alone."""
+        async with asyncio.timeout(_CONFIRM_SECONDS):
+            await self._pubsub.subscribe(_ALIVE)
+            await self._pubsub.get_message(timeout=_CONFIRM_SECONDS)
+            await self._redis.publish(_ALIVE, b"")
 
     async def aclose(self) -> None:
-        if self._listening is not None:
-            self._listening.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._listening
-            self._listening = None
+        """Send what waits, within a second, and close."""
+        if self._tasks and self._away is None:
+            with contextlib.suppress(TimeoutError, RedisError, OSError):
+                async with asyncio.timeout(_LAST_WORDS_SECONDS):
+                    self._tasks.pop().cancel()
+                    while self._waiting:
+                        await self._send_some()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
         await self._pubsub.aclose()
         await self._redis.aclose()
 
@@ -106,10 +134,31 @@ class RedisAnnouncer:
         await self.aclose()
 
     async def publish(self, topic: str, message: bytes) -> None:
-        try:
-            await self._redis.publish(PREFIX + topic, message)
-        except (RedisError, OSError) as error:
-            raise _unavailable(error) from error
+        self._waiting.append((PREFIX + topic, message))
+        self._waits.set()
+
+    async def _send(self) -> None:
+        while True:
+            await self._waits.wait()
+            try:
+                await self._send_some()
+            except (RedisError, OSError) as error:
+                self._note_away(error)
+                await asyncio.sleep(_AGAIN_SECONDS)
+
+    async def _send_some(self) -> None:
+        """Send the oldest of what waits. What fails is sent again, and so may come twice."""
+        some = list(islice(self._waiting, _MOST_AT_ONCE))
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for channel, message in some:
+                pipe.publish(channel, message)
+            await pipe.execute()
+        for sent in some:
+            # Where too many wait, the oldest are gone already.
+            if self._waiting and self._waiting[0] is sent:
+                self._waiting.popleft()
+        if not self._waiting:
+            self._waits.clear()
 
     @asynccontextmanager
     async def subscribe(self, topic: str) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -147,15 +196,40 @@ class RedisAnnouncer:
     async def _listen(self) -> None:
         while True:
             try:
-                async for message in self._pubsub.listen():
-                    await self._take(message)
+                await self._hear()
             except (RedisError, OSError) as error:
-                log.warning("announcements are away", error=str(error))
+                self._note_away(error)
                 self._local.fail(_unavailable(error))
             await self._connect_again()
 
+    async def _hear(self) -> None:
+        """Take what the server sends.
+
+        Raises:
+            RedisError: the connection is broken, or so silent that it must be.
+        """
+        asked = False
+        while True:
+            message = await self._pubsub.get_message(timeout=_SILENCE_SECONDS)
+            if message is not None:
+                asked = False
+                await self._take(message)
+            elif asked:
+                raise RedisTimeoutError(f"nothing heard for {2 * _SILENCE_SECONDS:g} s")
+            else:
+                asked = True
+                await self._pubsub.ping()
+
+    def _note_away(self, error: Exception) -> None:
+        if self._away is None:
+            self._away = _unavailable(error)
+            log.warning("announcements are away", error=str(error))
+
     async def _take(self, message: dict[str, Any]) -> None:
-        topic = message["channel"].decode().removeprefix(PREFIX)
+        if self._away is not None:
+            self._away = None
+            log.info("announcements are back")
+        topic = (message["channel"] or b"").decode().removeprefix(PREFIX)
         if message["type"] == "message":
             await self._local.publish(topic, message["data"])
         elif message["type"] == "subscribe" and topic in self._confirmed:
@@ -165,9 +239,9 @@ class RedisAnnouncer:
         """Take a new connection, with the subscriptions there are."""
         while True:
             await asyncio.sleep(_AGAIN_SECONDS)
-            await self._pubsub.aclose()
-            self._pubsub = self._redis.pubsub()
             try:
+                await self._pubsub.aclose()
+                self._pubsub = self._redis.pubsub()
                 await self._pubsub.subscribe(_ALIVE, *(PREFIX + topic for topic in self._subscribers))
             except (RedisError, OSError):
                 continue
