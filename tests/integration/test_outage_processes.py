@@ -19,7 +19,7 @@ from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import EXECUTION_COMPLETED
 from ai.stigmer.commons.apiresource.enum_pb2 import ApiResourceOwnerScope
 from chaos.clusters import Cluster
 
-WORDS = " ".join(f"word{n}" for n in range(150))
+WORDS = " ".join(f"word{n}" for n in range(600))
 
 
 @pytest.fixture

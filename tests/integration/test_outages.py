@@ -56,6 +56,16 @@ async def world(tmp_path: Path) -> AsyncIterator[Stack]:
         yield made
 
 
+async def cut_off(world: Stack, script: str, words: str) -> AgentExecution:
+    """An execution whose control plane goes away when it has got these words, and before it gets others."""
+    agent = await world.agent(script)
+    world.server.leaves_after = words
+    execution = await world.create(agent)
+    await world.seen(execution, words)
+    await world.server.stop()
+    return execution
+
+
 async def answered(world: Stack, execution: AgentExecution) -> None:
     """Until a checkpoint has the model's answer, whatever the log knows of it."""
     place = {"configurable": {"thread_id": f"thread-{execution.spec.session_id}", "checkpoint_ns": ""}}
@@ -83,9 +93,7 @@ async def test_what_a_dead_worker_could_not_send_is_told_by_the_next(
     world: Stack, after_the_answer: bool
 ) -> None:
     worker = await world.spawn_worker()
-    execution = await world.create(await world.agent(TALKS_AND_ACTS))
-    await world.seen(execution, "word word")
-    await world.server.stop()
+    execution = await cut_off(world, TALKS_AND_ACTS, "word word")
     if after_the_answer:
         await answered(world, execution)
     worker.kill()
@@ -123,9 +131,7 @@ async def delivered(world: Stack, execution: AgentExecution, attempts: int) -> l
 
 async def test_a_story_told_to_its_end_in_an_outage_survives_its_runner(world: Stack) -> None:
     worker = await world.spawn_worker()
-    execution = await world.create(await world.agent(TELLS))
-    await world.seen(execution, "word3 ")
-    await world.server.stop()
+    execution = await cut_off(world, TELLS, "word3 ")
     await written(outbox(world), completed)
     worker.kill()
     await worker.wait()
@@ -143,12 +149,11 @@ async def test_a_story_told_to_its_end_in_an_outage_survives_its_runner(world: S
 
 async def test_half_a_story_survives_its_runner_and_is_told_anew(world: Stack) -> None:
     worker = await world.spawn_worker()
-    execution = await world.create(await world.agent(TELLS))
-    await world.seen(execution, "word3 ")
-    await world.server.stop()
+    execution = await cut_off(world, TELLS.replace("fin.", "and on " * 10_000), "word3 ")
     await written(outbox(world), lambda events: "word120" in text_of(events))
     worker.kill()
     await worker.wait()
+    await world.rewrite(execution, TELLS)
     await world.server.start()
     await world.spawn_worker()
 
@@ -161,9 +166,7 @@ async def test_an_end_whose_runner_never_comes_back_is_delivered_by_any_on_its_d
     world: Stack,
 ) -> None:
     worker = await world.spawn_worker()
-    execution = await world.create(await world.agent(TELLS))
-    await world.seen(execution, "word3 ")
-    await world.server.stop()
+    execution = await cut_off(world, TELLS, "word3 ")
     await written(outbox(world), completed)
     worker.kill()
     await worker.wait()
@@ -174,12 +177,10 @@ async def test_an_end_whose_runner_never_comes_back_is_delivered_by_any_on_its_d
 
 
 async def test_an_end_said_after_the_time_of_its_attempt_arrives(tmp_path: Path) -> None:
-    limits = StarterSettings(execution_timeout=timedelta(seconds=8), heartbeat_timeout=timedelta(seconds=60))
+    limits = StarterSettings(execution_timeout=timedelta(seconds=20), heartbeat_timeout=timedelta(minutes=5))
     async with stack(tmp_path, limits) as world:
         await world.spawn_worker()
-        execution = await world.create(await world.agent(TELLS))
-        await world.seen(execution, "word3 ")
-        await world.server.stop()
+        execution = await cut_off(world, TELLS, "word3 ")
         async with asyncio.timeout(120):
             while not await timed_out(world, execution):  # noqa: ASYNC110 (nor has a retry)
                 await asyncio.sleep(0.1)
@@ -199,9 +200,7 @@ async def timed_out(world: Stack, execution: AgentExecution) -> bool:
 
 async def test_a_runner_that_lives_on_delivers_all_of_an_outage_as_one_attempt(world: Stack) -> None:
     await world.spawn_worker()
-    execution = await world.create(await world.agent(TELLS))
-    await world.seen(execution, "word3 ")
-    await world.server.stop()
+    execution = await cut_off(world, TELLS, "word3 ")
     await written(outbox(world), lambda events: "word120" in text_of(events))
     await world.server.start()
 
@@ -210,9 +209,7 @@ async def test_a_runner_that_lives_on_delivers_all_of_an_outage_as_one_attempt(w
 
 async def test_calls_without_effects_run_on_in_an_outage_and_are_told_later(world: Stack) -> None:
     worker = await world.spawn_worker()
-    execution = await world.create(await world.agent(READS_ON))
-    await world.seen(execution, "word3 ")
-    await world.server.stop()
+    execution = await cut_off(world, READS_ON, "word3 ")
     await written(outbox(world), completed)
     worker.kill()
     await worker.wait()

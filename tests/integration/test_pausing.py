@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from integration.fakes.runner_stack import Stack, parts, stack
+from integration.fakes.runner_stack import GATE, PATIENT, Stack, parts, stack
 from temporalio.client import WorkflowExecutionStatus
 
 from agent_runner.domain.phases import is_terminal
@@ -19,13 +19,13 @@ from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
     MESSAGE_HUMAN,
 )
 
-SLOW = """
+GATED = f"""
 turns:
   - steps:
       - text: First.
-        calls: [{name: execute, args: {command: "echo one >> log.txt; sleep 1"}}]
+        calls: [{{name: execute, args: {{command: "echo one >> log.txt; {GATE.format("go")}"}}}}]
       - text: Second.
-        calls: [{name: execute, args: {command: "echo two >> log.txt; cat log.txt"}}]
+        calls: [{{name: execute, args: {{command: "echo two >> log.txt; cat log.txt"}}}}]
       - text: "Done."
 """
 
@@ -48,10 +48,11 @@ async def until_paused(world: Stack, execution: AgentExecution) -> AgentExecutio
 
 async def test_a_paused_run_holds_no_worker_and_goes_on_where_it_was(world: Stack) -> None:
     worker = await world.run_worker()
-    execution = await world.create(await world.agent(SLOW))
+    execution = await world.create(await world.agent(GATED))
     await world.seen(execution, "echo one")
 
     await world.server.services.executions.pause(execution.metadata.id)
+    world.let_go(execution)
     status = await until_paused(world, execution)
 
     assert status.phase == EXECUTION_IN_PROGRESS
@@ -71,10 +72,10 @@ async def test_a_paused_run_holds_no_worker_and_goes_on_where_it_was(world: Stac
 
 
 async def test_a_run_whose_workflow_was_taken_away_goes_on_from_its_checkpoint(world: Stack) -> None:
-    worker = await world.run_worker()
-    execution = await world.create(await world.agent(SLOW))
+    worker = await world.run_worker(PATIENT)
+    execution = await world.create(await world.agent(GATED))
     await world.seen(execution, "echo one")
-    await worker.stop()
+    await world.stop_at_gate(worker, execution)
     # As when Temporal loses what it had. One that runs would take it for a cancel.
     await world.handle(execution).terminate("lost")
     await world.run_worker()
@@ -89,13 +90,14 @@ async def test_a_run_whose_workflow_was_taken_away_goes_on_from_its_checkpoint(w
 
 async def test_a_message_joins_the_turn_before_its_next_model_call(world: Stack) -> None:
     await world.run_worker()
-    execution = await world.create(await world.agent(SLOW))
+    execution = await world.create(await world.agent(GATED))
     await world.seen(execution, "echo one")
     steering = AgentExecution(api_version="agentic.stigmer.ai/v1", kind="AgentExecution")
     steering.metadata.SetInParent()
     steering.spec.session_id, steering.spec.message = execution.spec.session_id, "be quick"
     steering.spec.execution_config.options.if_busy = BUSY_POLICY_STEER
     steered = await world.server.services.executions.create(steering)
+    world.let_go(execution)
 
     ended = (await world.ended(execution)).status
 
@@ -116,7 +118,7 @@ async def test_a_message_joins_the_turn_before_its_next_model_call(world: Stack)
 
 async def test_a_deleted_session_leaves_neither_sandbox_nor_thread(world: Stack) -> None:
     await world.run_worker()
-    execution = await world.create(await world.agent(SLOW))
+    execution = await world.create(await world.agent(GATED))
     await world.seen(execution, "echo one")
     session_id = execution.spec.session_id
 

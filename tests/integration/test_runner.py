@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -94,16 +93,14 @@ async def test_an_unknown_model_is_told(world: Stack) -> None:
 async def test_a_cancel_keeps_what_was_said(world: Stack) -> None:
     await world.run_worker()
     agent = await world.agent(
-        "turns: [{steps: [{text: '" + "word " * 2000 + "', delay_ms: 20, chunk_tokens: 1}]}]"
+        "turns: [{steps: [{text: '" + "word " * 20_000 + "', delay_ms: 20, chunk_tokens: 1}]}]"
     )
     created = await world.create(agent)
     await world.seen(created, "word word")
-    began = asyncio.get_running_loop().time()
 
     await world.server.services.executions.cancel(created.metadata.id, "enough")
     status = (await world.ended(created)).status
 
-    assert asyncio.get_running_loop().time() - began < 2
     assert status.phase == EXECUTION_CANCELLED
     assert "word word" in status.messages[-1].content and not status.messages[-1].streaming
     # As failed where the runner heard of it from the control plane before Temporal told it.

@@ -11,7 +11,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from integration.fakes.runner_stack import Stack, stack
+from integration.fakes.outboxes import completed, written
+from integration.fakes.runner_stack import GATE, PATIENT, Stack, said, stack
 from structlog.testing import capture_logs
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import PauseActivityRequest, UnpauseActivityRequest
@@ -37,17 +38,18 @@ turns:
       - text: First.
         calls: [{name: execute, args: {command: "echo first >> effects"}}]
       - text: Second.
-        calls: [{name: execute, args: {command: "echo second >> effects; echo under way; sleep %s"}}]
+        calls: [{name: execute, args: {command: "echo second >> effects; echo under way; %s"}}]
       - text: Third.
         calls: [{name: execute, args: {command: "cat effects"}}]
       - text: Done.
 """
+FOR_EVER = "sleep 3600"
 TALK = "turns: [{steps: [{text: '" + "word " * 300 + "', delay_ms: 10, chunk_tokens: 1}]}]"
 
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[Stack]:
-    async with stack(tmp_path, StarterSettings(heartbeat_timeout=timedelta(seconds=2))) as made:
+    async with stack(tmp_path, StarterSettings(heartbeat_timeout=timedelta(seconds=5))) as made:
         yield made
 
 
@@ -59,7 +61,7 @@ async def no_workflow_left(world: Stack, execution: AgentExecution) -> None:
 
 async def test_a_killed_worker_is_taken_over_and_nothing_with_effects_runs_twice(world: Stack) -> None:
     first = await world.spawn_worker()
-    created = await world.create(await world.agent(EFFECTS % 3600))
+    created = await world.create(await world.agent(EFFECTS % FOR_EVER))
     await world.seen(created, "under way\\n")
     first.kill()
     await first.wait()
@@ -81,9 +83,11 @@ async def test_a_killed_worker_is_taken_over_and_nothing_with_effects_runs_twice
 
 async def test_a_stopping_worker_hands_over_at_the_next_step(world: Stack) -> None:
     first = await world.spawn_worker()
-    created = await world.create(await world.agent(EFFECTS % 1))
+    created = await world.create(await world.agent(EFFECTS % GATE.format("go")))
     await world.seen(created, "under way\\n")
     first.send_signal(signal.SIGTERM)
+    await said(first, "stopping")
+    world.let_go(created)
     await world.run_worker()
 
     status = (await world.ended(created)).status
@@ -116,7 +120,7 @@ async def test_events_of_an_outage_of_the_control_plane_arrive_later(world: Stac
     created = await world.create(await world.agent(TALK))
     await world.seen(created, "word word")
     await world.server.stop()
-    await asyncio.sleep(4)  # the agent has spoken to its end by then
+    await written(world.directory / "outbox", completed)  # the agent has spoken to its end
     assert (await world.get(created)).status.phase not in (EXECUTION_COMPLETED, EXECUTION_FAILED)
     await world.server.start()
 
@@ -161,7 +165,7 @@ async def test_an_end_stored_while_temporal_was_away_is_found(world: Stack) -> N
     await world.temporal.stop()
 
     status = (await world.ended(created)).status
-    await asyncio.sleep(2)  # longer than the heartbeat timeout
+    await asyncio.sleep(6)  # longer than the heartbeat timeout
     await world.temporal.start()
 
     assert status.phase == EXECUTION_COMPLETED, status.error
@@ -174,8 +178,8 @@ async def test_an_attempt_temporal_takes_away_says_so_in_one_line(
     world: Stack, caplog: pytest.LogCaptureFixture
 ) -> None:
     await world.run_worker()
-    created = await world.create(await world.agent(TALK))
-    await world.seen(created, "word word")
+    created = await world.create(await world.agent(EFFECTS % FOR_EVER))
+    await world.seen(created, "under way\\n")
     execution = WorkflowExecution(workflow_id=world.handle(created).id)
     chosen = {"namespace": world.client.namespace, "execution": execution, "type": EXECUTE_GRAPHTON}
     with capture_logs() as said:
@@ -194,7 +198,7 @@ async def test_an_attempt_temporal_takes_away_says_so_in_one_line(
 
 async def test_a_cancel_is_stored_when_the_worker_is_gone(world: Stack) -> None:
     worker = await world.spawn_worker()
-    created = await world.create(await world.agent(EFFECTS % 3600))
+    created = await world.create(await world.agent(EFFECTS % FOR_EVER))
     await world.seen(created, "under way\\n")
     worker.kill()
     await worker.wait()
@@ -213,14 +217,16 @@ async def test_any_number_of_workers_may_hand_a_turn_over(tmp_path: Path) -> Non
 
 
 async def hand_over_again_and_again(world: Stack) -> None:
-    step = "{text: Step %d., calls: [{name: execute, args: {command: sleep 0.2; echo %d}}]}"
-    steps = ", ".join(step % (number, number) for number in range(8))
-    worker = await world.run_worker()
+    step = "{text: Step %d., calls: [{name: execute, args: {command: '%s'}}]}"
+    steps = ", ".join(step % (number, GATE.format(f"go{number}")) for number in range(8))
+    worker = await world.run_worker(PATIENT)
     created = await world.create(await world.agent(f"turns: [{{steps: [{steps}, Done.]}}]"))
     for number in range(6):
-        await world.seen(created, f"Step {number}.")
-        await worker.stop()
-        worker = await world.run_worker()
+        await world.seen(created, f"go{number} ]")
+        await world.stop_at_gate(worker, created, f"go{number}")
+        worker = await world.run_worker(PATIENT)
+    for number in (6, 7):
+        world.let_go(created, f"go{number}")
 
     status = (await world.ended(created)).status
 
@@ -233,7 +239,7 @@ async def hand_over_again_and_again(world: Stack) -> None:
 async def test_a_turn_that_ends_its_worker_each_time_ends_as_failed(tmp_path: Path) -> None:
     settings = StarterSettings(heartbeat_timeout=timedelta(seconds=1))
     async with stack(tmp_path, settings, AttemptLimits(lost=2)) as world:
-        created = await world.create(await world.agent(TALK))
+        created = await world.create(await world.agent(TALK.replace("word ", "word " * 100)))
         for attempt in (1, 2):
             worker = await world.spawn_worker()
             await world.seen(created, f"attempt: {attempt}")
@@ -250,10 +256,10 @@ async def test_a_turn_that_ends_its_worker_each_time_ends_as_failed(tmp_path: Pa
 
 
 async def test_a_foreign_worker_that_dies_again_and_again_ends_as_failed(tmp_path: Path) -> None:
-    settings = StarterSettings(heartbeat_timeout=timedelta(seconds=1), max_attempts=1, full_argument=True)
+    settings = StarterSettings(heartbeat_timeout=timedelta(seconds=5), max_attempts=1, full_argument=True)
     async with stack(tmp_path, settings) as world:
         worker = await world.spawn_worker()
-        created = await world.create(await world.agent(EFFECTS % 3600))
+        created = await world.create(await world.agent(EFFECTS % FOR_EVER))
         await world.seen(created, "under way\\n")
         worker.kill()
         await worker.wait()
@@ -266,10 +272,12 @@ async def test_a_foreign_worker_that_dies_again_and_again_ends_as_failed(tmp_pat
 
 
 async def test_an_attempt_that_takes_too_long_ends_as_failed(tmp_path: Path) -> None:
-    # Long enough to begin to speak on a busy machine, much too short to end.
-    async with stack(tmp_path, StarterSettings(execution_timeout=timedelta(seconds=5))) as world:
+    async with stack(tmp_path, StarterSettings(execution_timeout=timedelta(seconds=8))) as world:
         await world.run_worker()
-        created = await world.create(await world.agent(TALK.replace("word ", "word " * 20)))
+        # What is loaded once has been loaded; so the time is long enough to begin to speak on a busy
+        # machine, and much too short to end.
+        await world.ended(await world.create(await world.agent("turns: [{steps: [hello back]}]")))
+        created = await world.create(await world.agent(TALK.replace("word ", "word " * 100)))
 
         status = (await world.ended(created)).status
 

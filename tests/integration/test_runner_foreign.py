@@ -32,7 +32,7 @@ from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
 )
 from ai.stigmer.agentic.session.v1.api_pb2 import Session
 
-TALK = "turns: [{steps: [{text: '" + "word " * 200 + "', delay_ms: 4, chunk_tokens: 1}]}]"
+TALK = "turns: [{steps: [{text: '" + "word " * 200 + "', delay_ms: 10, chunk_tokens: 1}]}]"
 
 
 @workflow.defn(name="foreign")
@@ -78,7 +78,7 @@ async def foreign_world(
     server = StigmerServer(execution, session, agent)
     await server.start()
     async with ManagedTemporal(tmp_path / "temporal") as temporal, parts(server.address, tmp_path) as made:
-        ours = await TemporalConnection.managed(temporal.address).client()
+        ours = await TemporalConnection.managed(temporal.address).wait()
         theirs = await Client.connect(temporal.address)
         argument = AgentExecution()
         argument.CopyFrom(execution)
@@ -108,7 +108,7 @@ async def test_our_runner_serves_a_foreign_workflow_and_a_foreign_server(tmp_pat
         assert [m.content for m in server.execution.status.messages] == ["hello", "word " * 200]
         assert server.execution.status.started_at and server.execution.status.completed_at
         assert server.updates[-1].phase == EXECUTION_COMPLETED
-        assert len(server.updates) >= 15
+        assert len(server.updates) > 5  # more than the phases; one under way keeps the next ones waiting
         texts = [u.messages[-1].content for u in server.updates if len(u.messages) == 2]
         assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
         assert not any(update.HasField("run") for update in server.updates)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 from integration.fakes.servers import NativeServer
@@ -67,6 +68,12 @@ async def parts(server: str, directory: Path) -> AsyncIterator[Parts]:
         await channel.aclose()
 
 
+GATE = "until [ -e {0} ]; do sleep 0.05; done"
+"""A command that goes on once the test has let it: `GATE.format("go")`."""
+# However busy the machine is, what only has to end its step does.
+PATIENT = WorkerSettings(grace=timedelta(minutes=5))
+
+
 @dataclass
 class Stack:
     temporal: ManagedTemporal
@@ -88,6 +95,12 @@ class Stack:
             getattr(agent.spec, name).MergeFrom(value)
         return await self.server.services.agents.create(agent)
 
+    async def rewrite(self, execution: AgentExecution, script: str) -> None:
+        """From now on its model says something else."""
+        agent = await self.server.services.agents.get(execution.spec.agent_id)
+        path = Path(agent.spec.options.model.model_name.removeprefix("script:"))
+        await asyncio.to_thread(path.write_text, script)
+
     async def create(
         self, agent: Agent, message: str = "hello", session: str = "", token: bytes = b""
     ) -> AgentExecution:
@@ -103,7 +116,7 @@ class Stack:
 
     async def ended(self, execution: AgentExecution) -> AgentExecution:
         """The execution once its phase is final."""
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(300):
             async for body in self.server.services.watches.subscribe(execution.metadata.id):
                 seen = AgentExecution.FromString(body)
                 if is_terminal(seen.status.phase):
@@ -117,6 +130,19 @@ class Stack:
                 if what in str(AgentExecution.FromString(body).status):
                     return
         raise AssertionError(f"never saw {what!r}")
+
+    def let_go(self, execution: AgentExecution, gate: str = "go") -> None:
+        """Let the command that waits at a gate of the session go on."""
+        sessions = self.directory / "sandboxes" / "sessions"
+        (sessions / execution.spec.session_id / "workspace" / gate).touch()
+
+    async def stop_at_gate(self, worker: RunnerWorker, execution: AgentExecution, gate: str = "go") -> None:
+        """Stop a worker of this process whose turn waits at a gate; it goes on when the turn knows."""
+        stopping = asyncio.create_task(worker.stop())
+        for _ in range(100):  # turns of this very loop, in which the turn hears of it
+            await asyncio.sleep(0)
+        self.let_go(execution, gate)
+        await stopping
 
     def handle(self, execution: AgentExecution) -> WorkflowHandle[object, object]:
         return self.client.get_workflow_handle(workflow_id(execution.metadata.id))
@@ -143,10 +169,18 @@ class Stack:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
         self._held.push_async_callback(_kill, process)
-        assert process.stdout is not None
-        async with asyncio.timeout(120):
-            assert b"ready" in await process.stdout.readline()
+        await said(process, "ready")
         return process
+
+
+async def said(process: asyncio.subprocess.Process, word: str) -> None:
+    """Until a runner in a process of its own has printed a line that is the word."""
+    assert process.stdout is not None
+    async with asyncio.timeout(120):
+        async for line in process.stdout:
+            if line.decode().strip() == word:
+                return
+    raise AssertionError(f"the runner ended without {word!r}")
 
 
 async def _kill(process: asyncio.subprocess.Process) -> None:
@@ -162,8 +196,9 @@ async def stack(
     """Temporal, control plane and its worker; runners are started by the test."""
     async with ManagedTemporal(directory / "temporal") as temporal:
         connection = TemporalConnection.managed(temporal.address)
-        client = await connection.client()
-        server = NativeServer(TemporalWorkflowStarter(connection, settings), limits)
+        client = await connection.wait()
+        starter = TemporalWorkflowStarter(connection, settings, patience=timedelta(minutes=2))
+        server = NativeServer(starter, limits)
         await server.start()
         made = Stack(temporal, connection, client, server, directory)
         try:
@@ -177,10 +212,11 @@ async def stack(
 async def _run_alone(temporal: str, server: str, directory: Path) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    client = await TemporalConnection.managed(temporal).client()
-    async with parts(server, directory) as made, delivering(made.sinks), RunnerWorker(client, made):
+    client = await TemporalConnection.managed(temporal).wait()
+    async with parts(server, directory) as made, delivering(made.sinks), RunnerWorker(client, made, PATIENT):
         print("ready", flush=True)
         await stop.wait()
+        print("stopping", flush=True)
 
 
 if __name__ == "__main__":

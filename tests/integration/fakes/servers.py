@@ -102,6 +102,9 @@ class NativeServer(TestServer):
     def __init__(self, workflows: WorkflowStarter, limits: AttemptLimits = LIMITS) -> None:
         super().__init__()
         self.appends: list[AppendEventsRequest] = []
+        self.leaves_after = ""
+        """Once the words of agents have this in them, nobody is answered until the next `start`."""
+        self._words = ""
         self.services: Services = build_services(
             MemoryResourceStore(),
             MemoryEventLog(),
@@ -141,7 +144,20 @@ class NativeServer(TestServer):
 
     async def _append(self, request: AppendEventsRequest) -> AppendEventsResponse:
         self.appends.append(request)
-        return await self.services.events.append(request)
+        answer = await self.services.events.append(request)
+        self._words += "".join(event.message_delta.text for event in request.events)
+        if self.leaves_after and self.leaves_after in self._words:
+            self.before = _away
+        return answer
+
+    async def start(self) -> None:
+        if self.before is _away:
+            self.before, self.leaves_after = None, ""
+        await super().start()
+
+
+async def _away(_: str) -> None:
+    raise errors.UnavailableError("It is away.")
 
 
 class StigmerServer(TestServer):

@@ -29,7 +29,7 @@ from agent_runner.ports.workflows import (
 )
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
 
-_PATIENCE = timedelta(seconds=4.5)
+PATIENCE = timedelta(seconds=4.5)
 _LISTING = timedelta(seconds=60)
 _AWAY = (RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED)
 
@@ -61,11 +61,21 @@ class TemporalWorkflowStarter:
 
     Starting is eager: where the workflow worker shares this process and this connection, the first
     step runs without another trip to the server.
+
+    Args:
+        patience: how long a call may take; then the service counts as away.
     """
 
-    def __init__(self, connection: TemporalConnection, settings: StarterSettings | None = None) -> None:
+    def __init__(
+        self,
+        connection: TemporalConnection,
+        settings: StarterSettings | None = None,
+        *,
+        patience: timedelta = PATIENCE,
+    ) -> None:
         self._connection = connection
         self._settings = settings or StarterSettings()
+        self._patience = patience
 
     async def start(
         self,
@@ -88,7 +98,7 @@ class TemporalWorkflowStarter:
             only_tell_caller=only_tell_caller,
         )
         async with self._calling():
-            client = await self._connection.client()
+            client = await self._connection.client(self._patience)
             try:
                 await client.start_workflow(
                     WORKFLOW_TYPE,
@@ -101,7 +111,7 @@ class TemporalWorkflowStarter:
                     else WorkflowIDReusePolicy.REJECT_DUPLICATE,
                     id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
                     request_eager_start=True,
-                    rpc_timeout=_PATIENCE,
+                    rpc_timeout=self._patience,
                 )
             except WorkflowAlreadyStartedError:
                 return
@@ -110,22 +120,22 @@ class TemporalWorkflowStarter:
         async with self._calling():
             handle = await self._handle(execution_id)
             # Temporal takes a cancel of a workflow that has ended without a word.
-            return await _runs(handle) and await _found(handle.cancel(rpc_timeout=_PATIENCE))
+            return await self._runs(handle) and await _found(handle.cancel(rpc_timeout=self._patience))
 
     async def terminate(self, execution_id: str, reason: str) -> bool:
         async with self._calling():
             handle = await self._handle(execution_id)
-            return await _found(handle.terminate(reason=reason, rpc_timeout=_PATIENCE))
+            return await _found(handle.terminate(reason=reason, rpc_timeout=self._patience))
 
     async def unended(self) -> AsyncIterator[str]:
         if not self._settings.owner:
             return
         query = f"WorkflowType = '{WORKFLOW_TYPE}' AND ExecutionStatus = 'Running'"
         async with self._calling(_LISTING):
-            client = await self._connection.client()
+            client = await self._connection.client(self._patience)
             found = [
                 entry
-                async for entry in client.list_workflows(query, rpc_timeout=_PATIENCE)
+                async for entry in client.list_workflows(query, rpc_timeout=self._patience)
                 if await entry.memo_value(OWNER_MEMO, "") == self._settings.owner
             ]
         for entry in found:
@@ -133,7 +143,7 @@ class TemporalWorkflowStarter:
 
     async def clean_up(self, remains: SessionRemains) -> None:
         async with self._calling():
-            client = await self._connection.client()
+            client = await self._connection.client(self._patience)
             await client.start_workflow(
                 CLEANUP_WORKFLOW_TYPE,
                 remains,
@@ -141,12 +151,12 @@ class TemporalWorkflowStarter:
                 task_queue=self._settings.workflow_task_queue,
                 memo=self._memo(),
                 id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-                rpc_timeout=_PATIENCE,
+                rpc_timeout=self._patience,
             )
 
     async def ask_for_files(self, task_id: str) -> None:
         async with self._calling():
-            client = await self._connection.client()
+            client = await self._connection.client(self._patience)
             await client.start_workflow(
                 FILES_WORKFLOW_TYPE,
                 task_id,
@@ -154,12 +164,12 @@ class TemporalWorkflowStarter:
                 task_queue=self._settings.workflow_task_queue,
                 memo=self._memo(),
                 request_eager_start=True,
-                rpc_timeout=_PATIENCE,
+                rpc_timeout=self._patience,
             )
 
     async def running(self, execution_id: str) -> bool:
         async with self._calling():
-            return await _runs(await self._handle(execution_id))
+            return await self._runs(await self._handle(execution_id))
 
     async def reachable(self) -> bool:
         return await self._connection.reachable()
@@ -185,13 +195,22 @@ class TemporalWorkflowStarter:
         return memo | ({OWNER_MEMO: self._settings.owner} if self._settings.owner else {})
 
     async def _handle(self, execution_id: str) -> WorkflowHandle[object, object]:
-        client = await self._connection.client()
+        client = await self._connection.client(self._patience)
         return client.get_workflow_handle(workflow_id(execution_id))
 
-    @asynccontextmanager
-    async def _calling(self, patience: timedelta = _PATIENCE) -> AsyncIterator[None]:
+    async def _runs(self, handle: WorkflowHandle[object, object]) -> bool:
         try:
-            async with asyncio.timeout(patience.total_seconds()):
+            description = await handle.describe(rpc_timeout=self._patience)
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return False
+            raise
+        return description.status is WorkflowExecutionStatus.RUNNING
+
+    @asynccontextmanager
+    async def _calling(self, patience: timedelta | None = None) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout((patience or self._patience).total_seconds()):
                 yield
         except TimeoutError as error:
             raise WorkflowServiceUnavailableError(self._connection.address) from error
@@ -199,16 +218,6 @@ class TemporalWorkflowStarter:
             if error.status in _AWAY:
                 raise WorkflowServiceUnavailableError(self._connection.address) from error
             raise
-
-
-async def _runs(handle: WorkflowHandle[object, object]) -> bool:
-    try:
-        description = await handle.describe(rpc_timeout=_PATIENCE)
-    except RPCError as error:
-        if error.status is RPCStatusCode.NOT_FOUND:
-            return False
-        raise
-    return description.status is WorkflowExecutionStatus.RUNNING
 
 
 async def _found(call: Awaitable[None]) -> bool:
