@@ -9,7 +9,12 @@ from agent_runner.cli._output import age, clean, one_line, to_dict, to_yaml
 from agent_runner.cli._progress import arguments_line, elapsed, summary, todo_line
 from agent_runner.client.executions import phase_name
 from agent_runner.client.kinds import EXECUTION, Kind
-from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import MessageType, SubAgentStatus, ToolCallStatus
+from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
+    EXECUTION_CANCELLED,
+    MessageType,
+    SubAgentStatus,
+    ToolCallStatus,
+)
 
 _WIDTH = 14
 
@@ -53,7 +58,9 @@ def _execution(execution: Any) -> list[str]:
         _line("Phase", phase_name(status.phase) + summary(status)),
     ]
     if status.error:
-        lines.append(_line("Error", status.error))
+        lines.append(_line("Reason" if status.phase == EXECUTION_CANCELLED else "Error", status.error))
+    if status.run.cancel_reason and status.run.cancel_reason != status.error:
+        lines.append(_line("Cancel", status.run.cancel_reason))
     lines += _run(execution.metadata.id, status.run)
     if spec.runtime_env:
         lines.append(_line("Variables", ", ".join(sorted(spec.runtime_env))))
@@ -76,6 +83,8 @@ def _run(execution_id: str, run: Any) -> list[str]:
     lines = []
     if run.paused:
         lines.append(_line("Paused", f"goes on with: agent-runner resume {execution_id}"))
+    if run.pause_reason:
+        lines.append(_line("Pause", run.pause_reason))
     for name, value in (("Model", run.model), ("Engine", run.engine), ("Sandbox", run.sandbox_id)):
         if value:
             lines.append(_line(name, value))

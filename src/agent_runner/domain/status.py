@@ -156,6 +156,7 @@ class StatusFold:
             status.error, status.completed_at = change.error, event.time
             status.run.queue_position = 0
             status.run.pause_requested = status.run.paused = status.run.held = False
+            status.run.pause_reason = ""
             self._finish_everything(event.time)
 
     def _finish_everything(self, time: str) -> None:
@@ -331,11 +332,13 @@ class StatusFold:
             del run.skills[:]
             run.skills.extend(described.skills)
 
-    def _cancel_requested(self, event: ExecutionEvent, _requested: CancelRequested) -> None:
+    def _cancel_requested(self, event: ExecutionEvent, requested: CancelRequested) -> None:
         self._status.run.cancel_requested = True
+        self._status.run.cancel_reason = requested.reason
 
-    def _pause_requested(self, event: ExecutionEvent, _requested: PauseRequested) -> None:
+    def _pause_requested(self, event: ExecutionEvent, requested: PauseRequested) -> None:
         self._status.run.pause_requested = True
+        self._status.run.pause_reason = requested.reason
 
     def _paused(self, event: ExecutionEvent, _paused: Paused) -> None:
         # A resume may have come while the run was stopping.
@@ -343,6 +346,7 @@ class StatusFold:
 
     def _resumed(self, event: ExecutionEvent, _resumed: Resumed) -> None:
         self._status.run.pause_requested = self._status.run.paused = False
+        self._status.run.pause_reason = ""
 
     def _steering_requested(self, event: ExecutionEvent, requested: SteeringRequested) -> None:
         run = self._status.run

@@ -113,6 +113,8 @@ class RunStatus(_message.Message):
     LOST_IN_A_ROW_FIELD_NUMBER: _builtins.int
     BROKEN_ATTEMPTS_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
+    CANCEL_REASON_FIELD_NUMBER: _builtins.int
+    PAUSE_REASON_FIELD_NUMBER: _builtins.int
     last_seq: _builtins.int
     """`seq` of the newest event folded in; where to start watching."""
     attempt: _builtins.int
@@ -139,6 +141,9 @@ class RunStatus(_message.Message):
     """Both, since the execution began. Attempts whose workers handed the execution over count nowhere."""
     steps: _builtins.int
     """How many messages and tool calls were finished when the newest of them went wrong."""
+    cancel_reason: _builtins.str
+    """What was said when the cancel or the pause was asked for; empty without either."""
+    pause_reason: _builtins.str
     @_builtins.property
     def usage(self) -> Global___Usage: ...
     @_builtins.property
@@ -176,10 +181,12 @@ class RunStatus(_message.Message):
         lost_in_a_row: _builtins.int = ...,
         broken_attempts: _builtins.int = ...,
         steps: _builtins.int = ...,
+        cancel_reason: _builtins.str = ...,
+        pause_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "broken_attempts", b"broken_attempts", "cancel_requested", b"cancel_requested", "engine", b"engine", "failed_in_a_row", b"failed_in_a_row", "held", b"held", "joined", b"joined", "joined_execution_id", b"joined_execution_id", "last_seq", b"last_seq", "lost_in_a_row", b"lost_in_a_row", "model", b"model", "pause_requested", b"pause_requested", "paused", b"paused", "queue_position", b"queue_position", "sandbox_id", b"sandbox_id", "skills", b"skills", "steering", b"steering", "steps", b"steps", "usage", b"usage", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "broken_attempts", b"broken_attempts", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "engine", b"engine", "failed_in_a_row", b"failed_in_a_row", "held", b"held", "joined", b"joined", "joined_execution_id", b"joined_execution_id", "last_seq", b"last_seq", "lost_in_a_row", b"lost_in_a_row", "model", b"model", "pause_reason", b"pause_reason", "pause_requested", b"pause_requested", "paused", b"paused", "queue_position", b"queue_position", "sandbox_id", b"sandbox_id", "skills", b"skills", "steering", b"steering", "steps", b"steps", "usage", b"usage", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -11,7 +11,7 @@ from agent_runner.cli._describe import describe
 from agent_runner.client.kinds import EXECUTION
 from agent_runner.v1.status_pb2 import RunStatus
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution, AgentExecutionStatus
-from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import EXECUTION_IN_PROGRESS
+from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import EXECUTION_CANCELLED, EXECUTION_IN_PROGRESS
 from ai.stigmer.commons.apiresource.metadata_pb2 import ApiResourceMetadata
 
 
@@ -48,3 +48,16 @@ def test_describing_names_the_execution_a_message_joined() -> None:
     text = describe(EXECUTION, an_execution(RunStatus(joined_execution_id="aex-0")))
 
     assert "Joined:        aex-0, which answers it" in text.splitlines()
+
+
+def test_describing_tells_what_was_said_with_a_cancel_and_a_pause() -> None:
+    asked = describe(EXECUTION, an_execution(RunStatus(cancel_reason="too slow", pause_reason="lunch")))
+    assert {"Cancel:        too slow", "Pause:         lunch"} <= set(asked.splitlines())
+
+    ended = an_execution(RunStatus(cancel_reason="too slow"))
+    ended.status.phase, ended.status.error = EXECUTION_CANCELLED, "The execution was cancelled."
+    assert "Reason:        The execution was cancelled." in describe(EXECUTION, ended).splitlines()
+    assert "Error:" not in describe(EXECUTION, ended)
+
+    ended.status.error = "too slow"
+    assert describe(EXECUTION, ended).count("too slow") == 1

@@ -234,3 +234,19 @@ def test_a_long_message_is_joined_once() -> None:
     for event in events(started("a"), *[delta("a", "x") for _ in range(5000)]):
         folding.apply(event)
     assert len(folding.status.messages[0].content) == 5000
+
+
+def test_why_somebody_cancelled_is_kept_and_why_somebody_paused_until_it_goes_on() -> None:
+    paused = events({"pause_requested": ev.PauseRequested(reason="lunch")}, {"paused": ev.Paused()})
+    assert fold(EMPTY, paused).run.pause_reason == "lunch"
+
+    resumed = fold(EMPTY, [*paused, ev.ExecutionEvent(resumed=ev.Resumed())])
+    assert (resumed.run.paused, resumed.run.pause_reason) == (False, "")
+
+    cancelled = {"cancel_requested": ev.CancelRequested(reason="too slow")}
+    ended = fold(EMPTY, [*paused, *events(cancelled, phase("EXECUTION_CANCELLED", "It was cancelled."))])
+    assert (ended.error, ended.run.cancel_reason, ended.run.pause_reason) == (
+        "It was cancelled.",
+        "too slow",
+        "",
+    )
