@@ -117,6 +117,42 @@ async def test_a_control_plane_whose_database_is_away_is_an_outage_too(
     await sink.aclose()
 
 
+@pytest.mark.parametrize("method", ["AppendEvents", "StartAttempt"])
+async def test_a_control_plane_that_fails_for_a_moment_costs_the_next_attempt_nothing(
+    world: World, method: str
+) -> None:
+    await left(world, "said ", "in the dark", end=False)
+    faults = iter([RuntimeError("a bug"), UnavailableError("restarts"), RuntimeError("a bug")])
+
+    async def fail(called: str) -> None:
+        if called == method and (fault := next(faults, None)) is not None:
+            raise fault
+
+    world.backend.server.before = fail
+    sink, grant = await opened(world, 2)
+
+    assert next(faults, None) is None
+    assert [m.content for m in grant.execution.status.messages] == ["said in the dark"]
+    await sink.aclose()
+
+
+async def test_a_file_the_control_plane_fails_at_each_time_does_not_hold_up_the_execution(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent_runner.adapters.status.leftovers._FAULT_PATIENCE", 0)
+    file = await left(world, "poison", end=False)
+
+    async def fail(method: str) -> None:
+        if method == "AppendEvents":
+            raise RuntimeError("a bug")
+
+    world.backend.server.before = fail
+    sink, grant = await opened(world, 2)
+    assert grant.attempt == 2
+    assert file.exists()
+    await sink.aclose()
+
+
 async def test_an_attempt_does_not_begin_while_what_was_left_cannot_be_delivered(world: World) -> None:
     sink, _ = await world.sinks().open(attempt(world.backend))
     async with outage(world):

@@ -40,6 +40,9 @@ class UnsupportedError(AgentRunnerError):
     """The server does not know this call: another product, or an older version."""
 
 
+_MAY_PASS = frozenset({"CANCELLED", "INTERNAL", "RESOURCE_EXHAUSTED", "UNKNOWN"})
+
+
 class RemoteError(AgentRunnerError):
     """The server failed in a way no other type here stands for.
 
@@ -49,6 +52,7 @@ class RemoteError(AgentRunnerError):
 
     def __init__(self, code: str, message: str) -> None:
         self.code = code
+        self.retryable = code in _MAY_PASS
         super().__init__(message)
 
 

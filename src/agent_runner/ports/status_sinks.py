@@ -105,6 +105,7 @@ class StatusSinks(Protocol):
             FencedError: a later attempt has it.
             FailedPreconditionError: it has ended.
             UnavailableError: the server cannot be reached; try again.
+            AgentRunnerError: it failed; `retryable` says whether that may pass.
         """
         ...
 

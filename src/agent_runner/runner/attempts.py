@@ -19,13 +19,14 @@ from agent_runner.domain.status import is_terminal
 from agent_runner.errors import (
     AgentRunnerError,
     FailedPreconditionError,
+    FencedError,
     NotFoundError,
     PermissionDeniedError,
     UnauthenticatedError,
 )
 from agent_runner.ports.agents import DrainedError, Turn
 from agent_runner.ports.status_sinks import AttemptOf, Grant, StatusSink
-from agent_runner.runner.failures import as_failure, drained, final, refused, short, taken_away
+from agent_runner.runner.failures import as_failure, drained, final, refused, short, taken_away, uncounted
 from agent_runner.runner.patience import patiently
 from agent_runner.runner.payloads import EXECUTION_CANCELLED, EXECUTION_FAILED, EXECUTION_PAUSED
 from agent_runner.runner.results import summary
@@ -96,7 +97,7 @@ class Attempt:
         """
         try:
             with self._secrets:
-                return await self._take_and_run()
+                return await self._accounted()
         except asyncio.CancelledError:
             details = activity.cancellation_details()
             if details is not None and details.worker_shutdown:
@@ -106,6 +107,15 @@ class Attempt:
                 log.warning("execution taken away", execution_id=self._execution_id)
                 raise taken_away() from None
             raise
+
+    async def _accounted(self) -> AgentExecutionStatus:
+        try:
+            return await self._take_and_run()
+        except ApplicationError:
+            raise
+        except Exception as error:
+            log.exception("attempt failed unexpectedly", execution_id=self._execution_id)
+            raise uncounted(error, self._text(error), self._info.attempt) from None
 
     async def _take_and_run(self) -> AgentExecutionStatus:
         try:
@@ -117,7 +127,9 @@ class Attempt:
             raise refused(error) from None
         except AgentRunnerError as error:
             log.warning("execution not taken", execution_id=self._execution_id, reason=str(error))
-            raise as_failure(error) from None
+            # Fenced off: by a later attempt, whose word counts, or for a moment by others who write.
+            again = error.retryable or isinstance(error, FencedError)
+            raise (uncounted(error, str(error), self._info.attempt) if again else as_failure(error)) from None
         try:
             return await self._run_and_report(sink, grant)
         finally:

@@ -16,6 +16,8 @@ from agent_runner.v1.status_pb2 import RunStatus
 log = structlog.get_logger(__name__)
 
 DRAINED = "Drained"
+MOST_UNCOUNTED = 100
+"""Attempts of a workflow's activity, after which a failure nobody counts ends it."""
 _MOST_TEXT = 2000
 
 
@@ -52,6 +54,20 @@ def as_failure(
         type=type(error).__name__,
         non_retryable=not again,
         next_retry_delay=pause_before_next(after) if again and after is not None else None,
+        category=ApplicationErrorCategory.BENIGN,
+    )
+
+
+def uncounted(error: Exception, text: str, attempt: int) -> ApplicationError:
+    """A failure the log cannot count, since it does not know of the attempt, or not any more.
+
+    Tried again, later each time, and not for ever: `attempt` is Temporal's number, handovers included.
+    """
+    return ApplicationError(
+        short(text),
+        type=type(error).__name__,
+        non_retryable=attempt >= MOST_UNCOUNTED,
+        next_retry_delay=pause_before_next(RunStatus(failed_in_a_row=attempt)),
         category=ApplicationErrorCategory.BENIGN,
     )
 

@@ -42,6 +42,8 @@ _LOOK_EVERY = 10.0
 _HOLDER_PATIENCE = 5.0
 """Seconds the next attempt waits for who holds a file: it is about to close it, or is not alive enough to."""
 _HOLDER_LOOKS = 0.05
+_FAULT_PATIENCE = 60.0
+"""Seconds the next attempt waits for a control plane that fails at a file: it may be the file's fault."""
 
 
 class Leftovers:
@@ -54,6 +56,8 @@ class Leftovers:
     def __init__(self, channel: Channel, spool: Spool) -> None:
         self._channel = channel
         self._spool = spool
+        self._failing: dict[SpoolName, float] = {}
+        """When the control plane first failed at a file an attempt waits for, on the loop's clock."""
         # Within this process; other ones are kept away by the hold on the file.
         self._delivering: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -65,15 +69,23 @@ class Leftovers:
 
         Raises:
             UnavailableError: the control plane is away; try again.
+            RemoteError: it fails; try again, for a minute.
         """
         for name in self._spool.names(execution_id):
             try:
                 if not await self._deliver(name, patience=_HOLDER_PATIENCE):
                     log.warning("events of an earlier attempt are held by somebody else", **_of(name))
-            except UnavailableError:
-                raise
             except (AgentRunnerError, OSError) as error:
+                if isinstance(error, UnavailableError) or self._may_pass(name, error):
+                    raise
                 log.warning("events of an earlier attempt were not taken", reason=str(error), **_of(name))
+            self._failing.pop(name, None)
+
+    def _may_pass(self, name: SpoolName, error: Exception) -> bool:
+        """Whether what the control plane failed at is to be tried again: for a minute from the first time."""
+        now = asyncio.get_running_loop().time()
+        first = self._failing.setdefault(name, now)
+        return isinstance(error, RemoteError) and error.retryable and now - first < _FAULT_PATIENCE
 
     async def run(self) -> NoReturn:
         """Deliver what nobody takes up again, for as long as this is awaited."""
