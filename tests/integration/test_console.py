@@ -164,6 +164,45 @@ async def test_who_leaves_is_not_watched_for_any_more(
     await quiet(services)
 
 
+async def test_who_asks_for_the_head_of_a_stream_does_not_watch(
+    url: str, services: Services, running: AgentExecution
+) -> None:
+    async with httpx.AsyncClient(base_url=url) as client:
+        answer = await client.head(path(running))
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        # The connection is open for the next request, and another one can be made on it.
+        assert (await client.get("/healthz")).status_code == 200
+        assert services.watches.watchers == 0
+
+
+async def test_no_more_is_fetched_ahead_for_a_slow_reader_than_a_mebibyte() -> None:
+    fetched = 0
+
+    async def told() -> AsyncIterator[ExecutionEvent]:
+        nonlocal fetched
+        for number in range(100):
+            fetched += 1
+            yield ExecutionEvent(seq=number + 1, message_delta={"message_id": "m", "text": "x" * 100_000})
+
+    taken = 0
+    reads = asyncio.Event()
+
+    async def send(message: Any) -> None:
+        nonlocal taken
+        taken += message.get("body", b"").count(b'data: {"seq"')
+        if not reads.is_set() and taken:
+            reads.set()
+            for _ in range(1000):  # what can be fetched meanwhile is
+                await asyncio.sleep(0)
+            assert fetched <= 2 * 12
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    await EventStream(told(), asyncio.Event())({}, receive, send)
+    assert taken == 100
+
+
 async def test_a_slow_reader_is_cut_off(services: Services, running: AgentExecution) -> None:
     runner = Runner(services, running.metadata.id)
     await runner.start()
@@ -222,6 +261,7 @@ async def test_streams_end_when_the_server_stops(services: Services, running: Ag
         (None, "?after_seq=x", 400, "INVALID_ARGUMENT"),
         (None, "?after_seq=-1", 400, "INVALID_ARGUMENT"),
         (None, f"?after_seq={1 << 64}", 400, "INVALID_ARGUMENT"),
+        (None, f"?after_seq={'9' * 5000}", 400, "INVALID_ARGUMENT"),
     ],
 )
 async def test_what_cannot_be_answered_is_told_as_json(

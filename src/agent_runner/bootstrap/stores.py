@@ -48,13 +48,8 @@ class Stores:
 
 
 @asynccontextmanager
-async def opened_stores(
-    settings: Settings, data: DataDirectory, *, to_come: float = _TO_COME
-) -> AsyncIterator[Stores]:
+async def opened_stores(settings: Settings, data: DataDirectory) -> AsyncIterator[Stores]:
     """The stores of the settings, open while the context is.
-
-    Args:
-        to_come: seconds for which a server that does not answer is asked again.
 
     Raises:
         SettingsError: a setting is wrong or another one is missing beside it; it is named.
@@ -64,14 +59,14 @@ async def opened_stores(
     async with AsyncExitStack() as stack:
         announcer: Announcer = MemoryAnnouncer()
         if settings.announcements is not None:
-            announcer = await _reached(ANNOUNCEMENTS, lambda: _redis(settings), stack, to_come)
+            announcer = await _reached(ANNOUNCEMENTS, lambda: _redis(settings), stack)
         if settings.database is None:
             database = await stack.enter_async_context(SqliteDatabase(data.database))
             yield Stores(
                 SqliteResourceStore(database), SqliteEventLog(database), announcer, "sqlite", shared=False
             )
             return
-        resources, events = await _reached(DATABASE, lambda: _mongo(settings), stack, to_come)
+        resources, events = await _reached(DATABASE, lambda: _mongo(settings), stack)
         yield Stores(resources, events, announcer, "mongodb", shared=True)
 
 
@@ -158,11 +153,10 @@ async def _reached(
     variable: str,
     opening: Callable[[], AbstractAsyncContextManager[T]],
     stack: AsyncExitStack,
-    to_come: float,
 ) -> T:
     """Open what a setting names, again while nobody answers: it may be about to start as we are."""
     loop = asyncio.get_running_loop()
-    until = loop.time() + to_come
+    until, told = loop.time() + _TO_COME, False
     while True:
         try:
             return await stack.enter_async_context(opening())
@@ -171,7 +165,9 @@ async def _reached(
         except UnavailableError as error:
             if loop.time() >= until:
                 raise _named(variable, error) from error
-            log.warning("waiting for a server", setting=variable, error=str(error))
+            if not told:
+                log.warning("waiting for a server", setting=variable, seconds=_TO_COME, error=str(error))
+                told = True
         await asyncio.sleep(_AGAIN)
 
 

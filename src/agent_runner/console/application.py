@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Send
 
 from agent_runner.client import AgentRunner
 from agent_runner.client.errors import code_of
-from agent_runner.console.events import EventStream
+from agent_runner.console.events import EVENT_HEADERS, EventStream
 from agent_runner.console.limits import HEARTBEAT, SLOW
 from agent_runner.domain.phases import is_terminal
 from agent_runner.errors import (
@@ -48,6 +48,7 @@ _TEXT: Final = {
     "Content-Security-Policy": "sandbox; default-src 'none'",
 }
 _MOST_SEQ: Final = (1 << 63) - 1
+_MOST_DIGITS: Final = 100
 
 
 class WebPort:
@@ -137,6 +138,8 @@ class WebPort:
         status = (await self._client.executions.get(execution_id)).status
         if is_terminal(status.phase) and after_seq >= status.run.last_seq:
             return Response(status_code=204)  # tells browsers not to ask again
+        if request.method == "HEAD":  # what there would be, and nobody who watches
+            return Response(headers=EVENT_HEADERS)
         return EventStream(
             self._client.watch(execution_id, after_seq=after_seq),
             self.closing,
@@ -194,7 +197,8 @@ def _exposed(metrics: GetMetricsResponse) -> tuple[bytes, str]:
 def _after_seq(request: Request) -> int:
     """Where the watcher stopped: what it has seen since it first asked counts more than what it asked."""
     text = request.headers.get("last-event-id") or request.query_params.get("after_seq") or "0"
-    if not (text.isascii() and text.isdigit() and int(text) <= _MOST_SEQ):
+    # So many digits at most: Python refuses to read thousands of them.
+    if not (text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS and int(text) <= _MOST_SEQ):
         raise InvalidRequestError.of("after_seq", f"must be a whole number from 0, not {text[:40]!r}")
     return int(text)
 

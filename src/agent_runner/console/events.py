@@ -26,13 +26,14 @@ from agent_runner.v1.events_pb2 import ExecutionEvent
 
 log = structlog.get_logger(__name__)
 
-_MOST_WAITING: Final = 256
+_MOST_WAITING: Final = 1 << 20
+"""Bytes of events that are fetched ahead, and one event."""
 _MOST_BYTES: Final = 256 << 10
-_HEADERS: Final = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-store"),
-    (b"x-accel-buffering", b"no"),  # nginx would hold events back
-]
+EVENT_HEADERS: Final = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-store",
+    "X-Accel-Buffering": "no",  # nginx would hold events back
+}
 _BEAT: Final = b": \n\n"
 # A stream that just ends is opened again by browsers; this one tells them to close it.
 _END: Final = b"event: end\ndata: {}\n\n"
@@ -58,7 +59,10 @@ class EventStream:
         self._closing = closing
         self._heartbeat = heartbeat.total_seconds()
         self._slow_after = slow_after.total_seconds()
-        self._waiting: asyncio.Queue[ExecutionEvent | None] = asyncio.Queue(_MOST_WAITING)
+        self._waiting: asyncio.Queue[ExecutionEvent | None] = asyncio.Queue()
+        self._size = 0
+        self._room = asyncio.Event()
+        """Set when what waits was taken."""
         self._whole = False
         """Whether the events have come to their end, rather than the reading of them."""
 
@@ -82,17 +86,20 @@ class EventStream:
         try:
             async with aclosing(self._events) as events:  # type: ignore[type-var]
                 async for event in events:
-                    await self._waiting.put(event)
+                    while self._size >= _MOST_WAITING:
+                        self._room.clear()
+                        await self._room.wait()
+                    self._size += event.ByteSize()
+                    self._waiting.put_nowait(event)
             self._whole = True
         except AgentRunnerError as error:
             log.info("watch for a browser ended", reason=str(error))
         finally:
-            # Room for it comes when the watcher reads on, or nobody needs it.
-            if not _cancelling():
-                await self._waiting.put(None)
+            self._waiting.put_nowait(None)
 
     async def _send_all(self, send: Send, ends: Sequence[asyncio.Task[Any]]) -> None:
-        await self._put(send, {"type": "http.response.start", "status": 200, "headers": _HEADERS})
+        headers = [(name.lower().encode(), value.encode()) for name, value in EVENT_HEADERS.items()]
+        await self._put(send, {"type": "http.response.start", "status": 200, "headers": headers})
         await self._put(send, _body(b"retry: 1000\n\n"))
         while not any(task.done() for task in ends):
             batch = await self._next(ends)
@@ -122,6 +129,8 @@ class EventStream:
             batch = []
         while not self._waiting.empty():
             batch.append(self._waiting.get_nowait())
+        self._size = 0
+        self._room.set()
         return batch
 
     async def _put(self, send: Send, message: Message) -> None:
@@ -152,8 +161,3 @@ def _body(data: bytes, *, more: bool = True) -> Message:
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _cancelling() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

@@ -9,6 +9,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from agent_runner.bootstrap import stores
 from agent_runner.bootstrap.data import DataDirectory
@@ -90,12 +91,16 @@ async def test_a_server_that_comes_up_late_is_waited_for(monkeypatch: pytest.Mon
         yield "open"
 
     monkeypatch.setattr(stores, "_AGAIN", 0.0)
-    async with AsyncExitStack() as stack:
-        assert await stores._reached(stores.DATABASE, opening, stack, 60) == "open"
+    with capture_logs() as logs:
+        async with AsyncExitStack() as stack:
+            assert await stores._reached(stores.DATABASE, opening, stack) == "open"
     assert tries == 3
+    assert [entry["event"] for entry in logs] == ["waiting for a server"]
 
 
-async def test_a_server_that_stays_away_is_told_with_its_setting() -> None:
+async def test_a_server_that_stays_away_is_told_with_its_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "_TO_COME", 0.0)
+
     @asynccontextmanager
     async def opening() -> AsyncIterator[str]:
         raise UnavailableError("It is away.")
@@ -103,7 +108,7 @@ async def test_a_server_that_stays_away_is_told_with_its_setting() -> None:
 
     with pytest.raises(UnavailableError, match=r"^AGENT_RUNNER_DATABASE: It is away"):
         async with AsyncExitStack() as stack:
-            await stores._reached(stores.DATABASE, opening, stack, 0)
+            await stores._reached(stores.DATABASE, opening, stack)
 
 
 async def test_announcements_that_cannot_be_used_are_a_problem_of_their_setting(shared: Settings) -> None:

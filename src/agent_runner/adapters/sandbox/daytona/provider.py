@@ -31,6 +31,9 @@ _USABLE = ("started",)
 _ASLEEP = ("stopped", "stopping", "archived", "archiving", "paused", "pausing")
 _ON_THE_WAY = ("creating", "starting", "restoring", "resuming", "pending_build", "pulling_snapshot")
 
+_AUTO_STOP_MINUTES = 15
+"""Idle for so long, a sandbox is stopped by Daytona; its files stay."""
+
 _PREPARE = """\
 [ -d /workspace ] || mkdir -p /workspace 2>/dev/null || sudo -n mkdir -p /workspace
 [ -w /workspace ] || sudo -n chown "$(id -u):$(id -g)" /workspace
@@ -50,7 +53,6 @@ class DaytonaProvider:
         api_url: str = DEFAULT_API_URL,
         target: str = "us",
         snapshot: str = "",
-        auto_stop: timedelta = timedelta(minutes=15),
         network_block_all: bool = True,
         domain_allow_list: str = "",
         owner: str = "",
@@ -61,7 +63,6 @@ class DaytonaProvider:
 
         Args:
             snapshot: what sandboxes are made from; Daytona's default if empty.
-            auto_stop: Daytona stops a sandbox which was idle so long; whole minutes.
             network_block_all: no network at all; otherwise Daytona's rules, and `domain_allow_list`.
             owner: tells apart the sandboxes of several installations with one key.
         """
@@ -69,7 +70,6 @@ class DaytonaProvider:
         self._api_url = api_url
         self._target = target
         self._snapshot = snapshot
-        self._auto_stop = max(int(auto_stop.total_seconds() // 60), 1)
         self._block = network_block_all
         self._domains = domain_allow_list
         self._owner = owner
@@ -191,7 +191,7 @@ class DaytonaProvider:
             name=_name(session_id),
             snapshot=self._snapshot or None,
             labels={_MANAGED: "true", _SESSION: session_id, _OWNER: self._owner},
-            auto_stop_interval=self._auto_stop,
+            auto_stop_interval=_AUTO_STOP_MINUTES,
             network_block_all=self._block or None,
             domain_allow_list=self._domains or None,
             env_vars={},
