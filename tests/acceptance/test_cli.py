@@ -6,6 +6,7 @@ import json
 import os
 import re
 import select
+import shlex
 import signal
 import socket
 import subprocess
@@ -523,6 +524,18 @@ def test_five_megabytes_of_message_get_a_plain_answer(up: Home) -> None:
     assert done.returncode in (0, 1, 2), done.stderr[-2000:]
     assert "Traceback" not in done.stderr
     assert up.ok("run", "after it", "--model", "script:echo") == "You said: after it\n"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
+def test_a_stream_the_shell_has_closed_is_no_error(up: Home, closed: str) -> None:
+    program = f"exec {shlex.quote(sys.executable)} -m agent_runner run hello --model script:echo {closed}"
+    done = subprocess.run(
+        ["sh", "-c", program], cwd=up.path, env=up.environment, capture_output=True, text=True, timeout=WITHIN
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ("" if closed.startswith(">") else "You said: hello\n")
 
 
 def test_the_machine_can_be_asked_what_works(up: Home) -> None:

@@ -196,6 +196,8 @@ def conclude(followed: Followed, output: str, *, answer: bool) -> int:
         from agent_runner.cli._output import to_dict
 
         write(to_json(to_dict(execution)))
+    if joined := execution.status.run.joined_execution_id:
+        note(f"The answer comes there: agent-runner watch {joined}")
     completed = execution.status.phase == EXECUTION_COMPLETED
     if output == "text" and answer and completed:
         _print_answer(execution)

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -99,12 +100,20 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and end the process with its exit code."""
+    _open_closed_streams()
     code = run(arguments)
     code = _flush(code)
     if "temporalio" in sys.modules:
         # Its threads abort the interpreter at exit, long after the work is done.
         os._exit(code)
     sys.exit(code)
+
+
+def _open_closed_streams() -> None:
+    """Python has no stream where the shell has closed one (`>&-`); nobody reads what goes there."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("r" if name == "stdin" else "w"))  # noqa: SIM115 (for good)
 
 
 def run(arguments: list[str] | None) -> int:

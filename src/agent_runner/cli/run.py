@@ -167,7 +167,7 @@ async def _run(client: AgentRunner, request: Request) -> int:
     id, session = execution.metadata.id, execution.spec.session_id
     note(f"execution {id}  session {session}")
     if waiting := execution.status.run.queue_position:
-        note(f"It waits for {waiting} of the session before it.")
+        note(_waits(waiting, request.if_busy))
     if not request.follow:
         write(to_json({"executionId": id, "sessionId": session}) if request.output != "text" else id)
         note(f"Watch it with: agent-runner watch {id}")
@@ -184,6 +184,14 @@ async def _run(client: AgentRunner, request: Request) -> int:
     if code == _errors.OK and sys.stderr.isatty():
         note(f'Go on with: agent-runner run --session {session} "…"')
     return code
+
+
+def _waits(before: int, if_busy: str) -> str:
+    if if_busy == "steer":
+        return (
+            "It joins what runs in the session before its next step; if that ends first, it runs by itself."
+        )
+    return f"It waits for {before} of the session before it."
 
 
 async def _start(client: AgentRunner, request: Request) -> AgentExecution:

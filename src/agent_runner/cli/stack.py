@@ -143,13 +143,16 @@ def status_command(output: str) -> int:
     where = connection()
     state = _stack.running(where.data_dir)
     facts: dict[str, object] = {"address": resolve_address(where), "data_dir": str(where.data_dir)}
-    if state is not None and state.address == facts["address"]:
+    own = state is not None and state.address == facts["address"]
+    if state is not None and own:
         facts |= asdict(state)
     problem = _ask_server(facts)
+    if problem is None and not own:
+        del facts["data_dir"]  # another server's is not known
     if output == "json":
         write(to_json({**facts, "reachable": problem is None}))
     else:
-        for name, value in facts.items():
+        for name, value in _told(facts).items():
             if value != "":
                 write(f"{name.replace('_', ' '):<20}{value}")
     if problem is not None:
@@ -171,11 +174,22 @@ def _ask_server(facts: dict[str, object]) -> Exception | None:
         return error
     else:
         facts["version"] = info.version
-        facts["temporal"] = f"{info.temporal_address} ({'reachable' if info.temporal_reachable else 'away'})"
+        facts["temporal"] = info.temporal_address
+        facts["temporal_reachable"] = info.temporal_reachable
         if info.database:  # not said by older servers
-            facts["database"] = f"{info.database} ({info.database_problem or 'answers'})"
+            facts["database"], facts["database_problem"] = info.database, info.database_problem
         facts["up_for"] = _up_for(info.started_at)
     return None
+
+
+def _told(facts: dict[str, object]) -> dict[str, object]:
+    """The facts for people: what is used, and behind it whether that answers."""
+    told = {name: value for name, value in facts.items() if not name.endswith(("_reachable", "_problem"))}
+    if "temporal_reachable" in facts:
+        told["temporal"] = f"{told['temporal']} ({'reachable' if facts['temporal_reachable'] else 'away'})"
+    if "database" in facts:
+        told["database"] = f"{told['database']} ({facts['database_problem'] or 'answers'})"
+    return told
 
 
 def _up_for(started_at: str) -> str:

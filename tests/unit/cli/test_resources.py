@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import grpc
@@ -224,6 +225,15 @@ def test_without_a_server_the_next_command_is_told(offline: Command, monkeypatch
 def test_the_version_of_the_server_is_shown(command: Command) -> None:
     assert json.loads(command("version", "-o", "json").out)["server"] == "9.9.9"
     assert "9.9.9" in command("status").out
+
+
+def test_status_tells_people_and_programs_what_the_server_uses(command: Command) -> None:
+    shown = command("status").out
+    assert re.search(r"^temporal +t:7233 \(reachable\)$", shown, re.M)
+    assert "data dir" not in shown  # this one's says nothing of a server elsewhere
+
+    told = json.loads(command("status", "-o", "json").out)
+    assert (told["temporal"], told["temporal_reachable"], told["reachable"]) == ("t:7233", True, True)
 
 
 def test_where_data_is_json_an_error_is_too(command: Command) -> None:

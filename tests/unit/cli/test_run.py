@@ -86,6 +86,42 @@ def test_json_lines_are_events_and_json_is_the_execution(command: Command, finis
     assert execution["status"]["phase"] == "EXECUTION_COMPLETED"
 
 
+@pytest.mark.parametrize(
+    ("if_busy", "says"),
+    [("queue", "It waits for 2 of the session before it."), ("steer", "It joins what runs in the session")],
+)
+def test_what_a_busy_session_does_with_a_message_is_told(
+    command: Command, finished: SmallServer, monkeypatch: pytest.MonkeyPatch, if_busy: str, says: str
+) -> None:
+    put = finished._put
+
+    def queued(kind, table, resource):  # type: ignore[no-untyped-def]
+        made = put(kind, table, resource)
+        if kind.name == "AgentExecution":
+            made.status.run.queue_position = 2
+        return made
+
+    monkeypatch.setattr(finished, "_put", queued)
+
+    assert says in command("run", "hello", "--if-busy", if_busy).err
+
+
+def test_a_message_that_joined_another_names_where_the_answer_comes(
+    command: Command, finished: SmallServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = finished._put
+
+    def joined(kind, table, resource):  # type: ignore[no-untyped-def]
+        made = put(kind, table, resource)
+        if kind.name == "AgentExecution":
+            made.status.run.joined_execution_id = "aex-0"
+        return made
+
+    monkeypatch.setattr(finished, "_put", joined)
+
+    assert "The answer comes there: agent-runner watch aex-0" in command("run", "hello").err
+
+
 def test_a_failed_run_ends_with_1_and_says_why(command: Command, finished: SmallServer) -> None:
     finished.events = a_run(EXECUTION_FAILED, "The model was away.")
 
