@@ -143,12 +143,11 @@ class UnavailableError(AgentRunnerError):
 
 
 class WorkflowServiceUnavailableError(UnavailableError):
-    """Temporal cannot be reached."""
+    """Temporal cannot be reached, or does not do what it is asked for, in words of its own."""
 
-    def __init__(self, address: str) -> None:
-        super().__init__(
-            f"Temporal at {address} cannot be reached. Check TEMPORAL_ADDRESS and that the service runs."
-        )
+    def __init__(self, address: str, refusal: str = "") -> None:
+        away = f"Temporal at {address} cannot be reached. Check TEMPORAL_ADDRESS and that the service runs."
+        super().__init__(f"Temporal at {address} refuses: {refusal}" if refusal else away)
 
 
 class SandboxUnavailableError(UnavailableError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -198,3 +199,28 @@ async def test_stores_that_share_a_namespace_see_their_own_workflows(temporal_di
                 await asyncio.sleep(0.1)
         for name, starter in (("aex-theirs", theirs), ("aex-nobodys", nobodys)):
             await starter.terminate(name, "enough")
+
+
+async def test_what_temporal_refuses_is_told_in_its_words(temporal_dir: Path) -> None:
+    async with ManagedTemporal(temporal_dir) as temporal:
+        starter = TemporalWorkflowStarter(
+            TemporalConnection.managed(temporal.address, "nobodys"), patience=SLOW
+        )
+        with pytest.raises(WorkflowServiceUnavailableError, match=r"refuses: .*nobodys"):
+            await starter.start("aex-9", "ses-1", "agt-1", waiting_caller=False)
+
+
+async def test_what_is_too_large_for_an_argument_goes_with_ids_alone(temporal_dir: Path) -> None:
+    execution = AgentExecution()
+    execution.metadata.id, execution.metadata.org = "aex-10", "acme"
+    execution.spec.message = "ü" * (1 << 19)  # six bytes each, as JSON
+    async with ManagedTemporal(temporal_dir) as temporal:
+        connection = TemporalConnection.managed(temporal.address)
+        starter = TemporalWorkflowStarter(connection, StarterSettings(full_argument=True), patience=SLOW)
+        await starter.start("aex-10", "ses-1", "agt-1", waiting_caller=False, execution=execution)
+
+        handle = (await connection.client()).get_workflow_handle(workflow_id("aex-10"))
+        started = (await handle.fetch_history()).events[0].workflow_execution_started_event_attributes
+        [payload, _options] = started.input.payloads
+        assert json.loads(payload.data)["metadata"] == {"id": "aex-10", "org": "acme"}
+        assert len(payload.data) < 1000

@@ -146,7 +146,7 @@ class ExecutionService(ResourceService[AgentExecution]):
                     await self._runs.start(execution)
                 else:
                     await self._runs.take_turns(place.session_id, execution)
-            except UnavailableError:
+            except AgentRunnerError:
                 await self._undo(execution, place)
                 raise
         if request.spec.execution_config.options.if_busy == BUSY_POLICY_INTERRUPT:

@@ -17,7 +17,7 @@ import structlog
 from agent_runner.domain.kinds import AGENT_EXECUTION
 from agent_runner.domain.paging import MOST
 from agent_runner.domain.phases import TERMINAL_PHASES, UNFINISHED_PHASES, is_terminal, phase_name
-from agent_runner.errors import NotFoundError, UnavailableError
+from agent_runner.errors import AgentRunnerError, NotFoundError, UnavailableError
 from agent_runner.ports.stores import ResourceStore
 from agent_runner.ports.workflows import WorkflowStarter
 from agent_runner.services._clocks import Clock
@@ -168,10 +168,16 @@ class Reconciler:
         starts: dict[str, int] = {}
         for session_id in sessions:
             holder = ""
-            with suppress(NotFoundError):  # deleted since
+            try:
                 async with self._runs.lock(session_id):
                     await self._compare_first(session_id)
                     holder = await self._reconcile_session(session_id, done)
+            except NotFoundError:
+                log.debug("deleted since", session_id=session_id)
+            except UnavailableError:
+                raise
+            except AgentRunnerError as error:  # one session must not keep the others from being looked at
+                log.warning("session not reconciled", session_id=session_id, error=str(error))
                 if holder in self._starts:
                     starts[holder] = self._starts[holder]
         self._starts = starts

@@ -14,7 +14,7 @@ from unit.services.fakes.resources import IN_PROGRESS, execution
 from unit.services.fakes.runners import Runner
 from unit.services.test_executions import finish
 
-from agent_runner.errors import UnavailableError
+from agent_runner.errors import FailedPreconditionError, UnavailableError
 from agent_runner.ports.stores import StoredResource
 from agent_runner.services import reconciling
 from agent_runner.services.container import Services
@@ -321,3 +321,22 @@ async def test_what_is_mended_is_counted(world: World, services: Services, runni
     assert counted["reconciled_started"].counter
     phases = {labels["phase"]: number for labels, number in counted["executions"].samples}
     assert phases["pending"] == 1
+
+
+async def test_a_session_that_cannot_be_mended_does_not_keep_others_from_it(
+    world: World, services: Services, running: AgentExecution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = [await services.executions.create(execution(agent_id=running.spec.agent_id)) for _ in range(2)]
+    ids = sorted(made.metadata.id for made in (running, *others))
+    world.workflows.open.clear()
+    start = world.workflows.start
+
+    async def refusing(execution_id: str, *args: Any, **kwargs: Any) -> None:
+        if execution_id == ids[0]:
+            raise FailedPreconditionError("This one cannot be started.")
+        await start(execution_id, *args, **kwargs)
+
+    monkeypatch.setattr(world.workflows, "start", refusing)
+    await services.reconciler.reconcile()
+
+    assert world.workflows.open == set(ids[1:])

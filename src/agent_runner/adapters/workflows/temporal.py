@@ -8,12 +8,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
+import structlog
 from temporalio.client import WorkflowExecutionStatus, WorkflowHandle
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from agent_runner.adapters.temporal.connection import TemporalConnection
+from agent_runner.adapters.temporal.payloads import DATA_CONVERTER
 from agent_runner.errors import WorkflowServiceUnavailableError
 from agent_runner.ports.workflows import (
     CLEANUP_WORKFLOW_TYPE,
@@ -29,8 +31,12 @@ from agent_runner.ports.workflows import (
 )
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
 
+log = structlog.get_logger(__name__)
+
 PATIENCE = timedelta(seconds=4.5)
 _LISTING = timedelta(seconds=60)
+_MOST_ARGUMENT_BYTES = 3 << 19
+"""Temporal takes 2 MiB, unless told otherwise, and a workflow that it refuses would never begin."""
 _AWAY = (RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED)
 
 
@@ -43,7 +49,8 @@ class StarterSettings:
         heartbeat_timeout: silence after which an execution is given to another worker.
         full_argument: put the whole execution into the workflow's argument, for foreign runners, which
             do not load it by id. Its message and runtime variables are then readable in the workflow's
-            history; secret ones are masked there, and so unknown to such a runner.
+            history; secret ones are masked there, and so unknown to such a runner. One of more than 1.5 MiB
+            as JSON goes with ids alone, and cannot be run by such a runner.
         owner: names the store, among those that share the namespace; without it `unended` finds nothing.
     """
 
@@ -183,7 +190,10 @@ class TemporalWorkflowStarter:
             argument.CopyFrom(execution)
             argument.spec.ClearField("callback_token")
             argument.status.ClearField("callback_token")
-        elif execution is not None:
+            if _is_too_large(argument):
+                log.warning("execution is too large for a workflow's argument", execution_id=execution_id)
+                argument = AgentExecution()
+        if execution is not None:
             argument.metadata.name, argument.metadata.org = execution.metadata.name, execution.metadata.org
         argument.metadata.id = execution_id
         argument.spec.session_id = session_id
@@ -215,9 +225,13 @@ class TemporalWorkflowStarter:
         except TimeoutError as error:
             raise WorkflowServiceUnavailableError(self._connection.address) from error
         except RPCError as error:
-            if error.status in _AWAY:
-                raise WorkflowServiceUnavailableError(self._connection.address) from error
-            raise
+            refusal = "" if error.status in _AWAY else error.message
+            raise WorkflowServiceUnavailableError(self._connection.address, refusal) from error
+
+
+def _is_too_large(argument: AgentExecution) -> bool:
+    payload = DATA_CONVERTER.payload_converter.to_payload(argument)
+    return payload.ByteSize() > _MOST_ARGUMENT_BYTES
 
 
 async def _found(call: Awaitable[None]) -> bool:
