@@ -178,8 +178,8 @@ class Reconciler:
                 raise
             except AgentRunnerError as error:  # one session must not keep the others from being looked at
                 log.warning("session not reconciled", session_id=session_id, error=str(error))
-                if holder in self._starts:
-                    starts[holder] = self._starts[holder]
+            if holder in self._starts:
+                starts[holder] = self._starts[holder]
         self._starts = starts
 
     async def _reconcile_session(self, session_id: str, done: Reconciled) -> str:
