@@ -142,10 +142,14 @@ turns:
 
 
 async def test_a_command_shows_its_output_while_it_runs(bench: Bench) -> None:
-    command = "for i in 1 2 3; do echo line $i; sleep 0.1; done; exit 3"
-    journal = await bench.run(
-        f"turns: [{{steps: [{{calls: [{{name: execute, args: {{command: '{command}'}}}}]}}, done]}}]"
-    )
+    command = "echo line 1; until [ -e go ]; do sleep 0.05; done; echo line 2; echo line 3; exit 3"
+    script = f"turns: [{{steps: [{{calls: [{{name: execute, args: {{command: '{command}'}}}}]}}, done]}}]"
+    journal = Journal()
+    async with bench.session(script, journal) as session:
+        async for event in session.run(bench.turn()):
+            journal.take(event)
+            if event.HasField("tool_call_output"):
+                await bench.sandbox.put([("go", b"")])
     kinds = journal.kinds()
     outputs = [e.tool_call_output.text for e in journal.events if e.HasField("tool_call_output")]
     assert "".join(outputs) == "line 1\nline 2\nline 3\n" and len(outputs) > 1

@@ -50,7 +50,8 @@ async def slow(seconds: float, ctx: Context) -> str:  # type: ignore[type-arg]
 
 @server.tool()
 async def sleep(seconds: float) -> str:
-    """Says nothing for a while."""
+    """Says nothing for a while, but leaves a note that it has begun."""
+    Path("/workspace/sleeping").write_text("yes")  # noqa: ASYNC240 (nothing else goes on)
     try:
         await asyncio.sleep(seconds)
     except asyncio.CancelledError:

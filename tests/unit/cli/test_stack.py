@@ -72,7 +72,7 @@ def test_stopping_what_does_not_listen_takes_force(tmp_path: Path) -> None:
     forced = _stack.stop_process(process.pid, wait=_stack.gone(process.pid), within=timedelta(seconds=0.2))
 
     assert forced
-    assert process.wait(10) == -9
+    assert process.wait(120) == -9
     process.stdout.close()
 
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import time
+import asyncio
 from datetime import timedelta
 
 import grpc
@@ -9,7 +9,7 @@ from unit.client.small_server import SmallServer, log_of
 
 from agent_runner import errors
 from agent_runner.client import AgentRunner
-from agent_runner.client.channels import address_and_key, parse_address
+from agent_runner.client.channels import UNARY_DEADLINE, address_and_key, parse_address
 from agent_runner.client.errors import (
     DeadlineError,
     RemoteError,
@@ -67,13 +67,11 @@ async def test_violations_name_their_fields(server: SmallServer, client: AgentRu
 
 async def test_a_server_that_is_not_there_is_told_quickly_with_its_address(server: SmallServer) -> None:
     await server.stop()
-    began = time.monotonic()
 
-    async with AgentRunner(server.address) as client:
+    async with AgentRunner(server.address) as client, asyncio.timeout(UNARY_DEADLINE.total_seconds() - 5):
         with pytest.raises(ServerUnreachableError, match=server.address):
             await client.get("agent", "a")
 
-    assert time.monotonic() - began < 5
     await server.start()
 
 
