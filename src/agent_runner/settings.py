@@ -37,6 +37,8 @@ HostPortOrOff = Annotated[
 ]
 FromZero = Annotated[int, Meta(ge=0)]
 FromOne = Annotated[int, Meta(ge=1)]
+# Ten years at most: beyond, dates and Temporal's timers come to their ends.
+Seconds = Annotated[int, Meta(ge=1, le=315_360_000)]
 MongoUrl = Annotated[
     str,
     Meta(
@@ -142,7 +144,7 @@ class Settings:
         default=0,
         description="Sandboxes that run at once on one runner; who needs one more waits. 0: no cap.",
     )
-    sandbox_idle_seconds: FromOne = setting(
+    sandbox_idle_seconds: Seconds = setting(
         default=3600,
         aliases=("STIGMER_SANDBOX_TTL",),
         description="A sandbox without work is stopped after this time; its files stay.",
@@ -208,7 +210,7 @@ class Settings:
         description="Percent of the machine's memory, or of the container's, above which a runner takes no "
         "further execution; 100 never holds any back.",
     )
-    execution_timeout_seconds: FromOne = setting(
+    execution_timeout_seconds: Seconds = setting(
         default=86_400,
         description="The longest one attempt of an execution may take.",
     )
@@ -229,12 +231,12 @@ class Settings:
         default=False,
         description="Give foreign runners the whole execution as the workflow's argument.",
     )
-    retention_days: FromZero = setting(
+    retention_days: Annotated[int, Meta(ge=0, le=3650)] = setting(
         default=0,
         description="Sessions in which nothing has happened for so many days are removed, with their "
         "executions, logs, sandboxes and threads. 0 keeps them.",
     )
-    compact_after_minutes: FromZero = setting(
+    compact_after_minutes: Annotated[int, Meta(ge=0, le=5_256_000)] = setting(
         default=60,
         description="So long after its end the log of an execution is compacted: pieces of text are folded "
         "into their message. 0 never does.",
