@@ -88,7 +88,8 @@ class Reconciler:
         self._clock = clock
         self._counters = counters
         self._orphans: frozenset[str] = frozenset()
-        self._starts: dict[str, int] = {}
+        self._starts: dict[tuple[str, str], int] = {}
+        """How often an execution was started, by session and id."""
         self._compared: dict[ExecutionPhase.ValueType, str | None] = {}
         """By phase the id up to which lists were compared with logs; None: begin anew."""
         self._compared_all = False
@@ -165,31 +166,28 @@ class Reconciler:
     # Sessions
 
     async def _reconcile_sessions(self, sessions: Sequence[str], done: Reconciled) -> None:
-        starts: dict[str, int] = {}
         for session_id in sessions:
-            holder = ""
             try:
                 async with self._runs.lock(session_id):
                     await self._compare_first(session_id)
-                    holder = await self._reconcile_session(session_id, done)
+                    await self._reconcile_session(session_id, done)
             except NotFoundError:
                 log.debug("deleted since", session_id=session_id)
             except UnavailableError:
                 raise
             except AgentRunnerError as error:  # one session must not keep the others from being looked at
                 log.warning("session not reconciled", session_id=session_id, error=str(error))
-            if holder in self._starts:
-                starts[holder] = self._starts[holder]
-        self._starts = starts
+        still = frozenset(sessions)
+        self._starts = {key: number for key, number in self._starts.items() if key[0] in still}
 
-    async def _reconcile_session(self, session_id: str, done: Reconciled) -> str:
-        """See to who has the turn of a session, or may have it; answers who had it."""
+    async def _reconcile_session(self, session_id: str, done: Reconciled) -> None:
+        """See to who has the turn of a session, or may have it."""
         holder = await self._turns.holder(session_id)
         held = await self._status(holder)
         if held is None or is_terminal(held.phase):
             done.started += await self._runs.take_turns(session_id)
         elif held.run.paused and not held.run.cancel_requested:
-            return holder  # it may wait for ever, and Temporal need not be asked each time
+            return  # it may wait for ever, and Temporal need not be asked each time
         elif not await self._workflows.running(holder):
             # It may have ended since it was looked at.
             record, status, time = await self._watches.status(holder)
@@ -198,7 +196,6 @@ class Reconciler:
                 await self._mend(record, time, status, done)
         elif held.run.cancel_requested:
             await self._workflows.cancel(holder)
-        return holder
 
     async def _status(self, execution_id: str) -> AgentExecutionStatus | None:
         """The status of an execution; None when there is none."""
@@ -214,12 +211,13 @@ class Reconciler:
         self, record: ExecutionRecord, time: str, status: AgentExecutionStatus, done: Reconciled
     ) -> None:
         """Deal with an execution that has the turn and no workflow."""
+        key = record.session_id, record.id
         if status.run.cancel_requested:
             done.cancelled += await self._runs.end(record.id, EXECUTION_CANCELLED, "")
         elif status.run.pause_requested:
             await self._events.record(record.id, ExecutionEvent(paused=Paused()))
-        elif self._starts.get(record.id, 0) < _MOST_STARTS:
-            self._starts[record.id] = self._starts.get(record.id, 0) + 1
+        elif self._starts.get(key, 0) < _MOST_STARTS:
+            self._starts[key] = self._starts.get(key, 0) + 1
             begun = status.run.attempt > 0 or status.phase != EXECUTION_PENDING
             log.warning("execution without workflow, starting it", execution_id=record.id, begun=begun)
             await self._runs.start(record.message(), again=True)

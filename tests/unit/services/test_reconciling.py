@@ -73,6 +73,21 @@ async def test_a_run_whose_workflow_is_gone_goes_on_but_not_for_ever(
     assert (await services.executions.get(running.metadata.id)).status.phase == EXECUTION_FAILED
 
 
+async def test_a_start_that_is_refused_counts_as_one(
+    world: World, services: Services, running: AgentExecution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refusing(*_args: Any, **_more: Any) -> None:
+        raise FailedPreconditionError("This one cannot be started.")
+
+    world.workflows.open.clear()
+    monkeypatch.setattr(world.workflows, "start", refusing)
+    world.clock.advance(timedelta(seconds=61))
+
+    ended = [(await services.reconciler.reconcile()).failed for _ in range(6)]
+
+    assert ended == [0, 0, 0, 0, 0, 1]
+
+
 async def test_a_cancel_that_was_not_delivered_is_delivered_later(
     world: World, services: Services, running: AgentExecution
 ) -> None:
