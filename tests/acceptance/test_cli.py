@@ -226,6 +226,35 @@ def test_two_commands_without_a_stack_share_one(home: Home) -> None:
     assert sorted(out for out, _ in results) == [f"You said: hello {n}\n" for n in range(3)]
 
 
+def test_a_stack_that_commands_share_ends_with_the_last_of_them(home: Home) -> None:
+    longer = home.start("run", "hello", "--model", home.script(GATED))
+    read_until(longer, "tool  ")
+
+    shorter = home.run("run", "hello", "--model", home.script(SHORT))
+    home.let_go()
+    longer.communicate(timeout=WITHIN)
+
+    assert (shorter.returncode, longer.returncode) == (0, 0)
+    assert "stays up" not in shorter.stderr
+    home.wait_for_no_process()
+
+
+def test_a_run_that_was_left_keeps_the_stack_of_who_comes_after(home: Home) -> None:
+    left = home.start("run", "hello", "--model", home.script(GATED))
+    read_until(left, "tool  ")
+    other = home.start("run", "hello", "--model", home.script(GATED))
+    read_until(other, "tool  ")
+
+    left.send_signal(signal.SIGINT)
+    left.communicate(timeout=WITHIN)
+    other.send_signal(signal.SIGINT)
+    _, err = other.communicate(timeout=WITHIN)
+
+    assert "The stack stays up for what still runs" in err
+    home.ok("down")
+    home.wait_for_no_process()
+
+
 def test_what_is_not_followed_goes_on_in_a_stack_that_stays(home: Home) -> None:
     done = home.run("run", "hello", "--model", home.script(GATED), "--no-follow")
 

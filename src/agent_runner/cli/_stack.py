@@ -176,16 +176,26 @@ def spawn(data_dir: Path, arguments: Sequence[str], *, temporary: bool = False) 
 
 
 class Stack:
-    """The stack a command works with."""
+    """The stack a command works with.
 
-    def __init__(self, data_dir: Path, state: StackState) -> None:
+    Args:
+        users: the file whose lock says that this command uses it; None for one that only looks.
+    """
+
+    def __init__(self, data_dir: Path, state: StackState, users: IO[str] | None = None) -> None:
         self.state = state
         self._data_dir = data_dir
+        self._users = users
 
     @property
     def temporary(self) -> bool:
         """Whether it was started for a command alone and ends with the last one that uses it."""
         return _read_pid(_temporary_path(self._data_dir)) == self.state.pid
+
+    @property
+    def ends_with_us(self) -> bool:
+        """Whether it is temporary and no other command uses it; who comes from now on waits for our end."""
+        return self.temporary and self._users is not None and _is_last_user(self._users)
 
     def keep(self) -> None:
         """Let a temporary one run on without users."""
@@ -201,7 +211,7 @@ def ensure_running(data_dir: Path, say: Callable[[str], None]) -> Iterator[Stack
             say("Starting a stack for this run; `agent-runner up` keeps one running.")
             state = _start_temporary(data_dir)
         try:
-            yield Stack(data_dir, state)
+            yield Stack(data_dir, state, users)
         finally:
             _stop_after_last_user(data_dir, users)
 
@@ -257,14 +267,21 @@ def _using(data_dir: Path) -> Iterator[IO[str]]:
 
 def _stop_after_last_user(data_dir: Path, users: IO[str]) -> None:
     """Stop a temporary stack unless somebody else uses it; who comes meanwhile waits, then starts anew."""
-    try:
-        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not _is_last_user(users):
         return
     state = running(data_dir)
     if state is not None and Stack(data_dir, state).temporary:
         stop_process(state.pid, wait=gone(state.pid))
         forget(data_dir)
+
+
+def _is_last_user(users: IO[str]) -> bool:
+    """Takes the lock for this command alone; where others hold it, this one's part of it is given up."""
+    try:
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _make_private(data_dir: Path) -> None:

@@ -151,8 +151,8 @@ def _run_here(where: Connection, request: Request) -> int:
 
         async def work(client: AgentRunner) -> int:
             code = await _run(client, request)
-            if stack.temporary and await client.executions.any_unfinished():
-                # This one, detached from, or another command's.
+            if stack.ends_with_us and await client.executions.any_unfinished():
+                # This one, detached from, or that of a command which has detached before.
                 stack.keep()
                 note("The stack stays up for what still runs. Stop it with: agent-runner down")
             return code
