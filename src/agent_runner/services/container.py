@@ -172,7 +172,13 @@ def build_services(
         variables=ran.variables,
         keys=KeyRotation(store, sealing),
         retention=Retention(
-            store, log, sessions=sessions, watches=ran.watches, clock=clock, counters=ran.counters
+            store,
+            log,
+            sessions=sessions,
+            executions=executions,
+            watches=ran.watches,
+            clock=clock,
+            counters=ran.counters,
         ),
         metrics=MetricService(store, ran.watches, ran.counters),
         workspaces=WorkspaceService(sessions, workflows),

@@ -8,7 +8,7 @@ from typing import Final
 
 from agent_runner.domain.kinds import AGENT_EXECUTION
 from agent_runner.domain.phases import TERMINAL_PHASES, is_terminal, phase_name
-from agent_runner.errors import ConflictError
+from agent_runner.errors import ConflictError, NotFoundError
 from agent_runner.ports.stores import ResourceKey, ResourceStore, StoredResource
 from agent_runner.services._clocks import Clock
 from agent_runner.services.resources import touch
@@ -16,6 +16,7 @@ from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import ExecutionPhase
 
 _TRIES: Final = 20
+_SESSION: Final = "session_id"
 _ENDED: Final = frozenset(map(phase_name, TERMINAL_PHASES))
 CALLER: Final = "caller"
 """Field of executions somebody waits for: `waiting`, then `told`."""
@@ -30,6 +31,8 @@ It follows from the phase lists know, and is written with it."""
 HOLDER: Final = "holder"
 """Field with the workflow run and the activity attempt that hold the execution, once retried."""
 
+GOING: Final = "going"
+"""Field of executions that are being removed, which nobody finds any more. What breaks off goes on by it."""
 ARTIFACTS: Final = "artifacts"
 """Field of executions for which something may be in the artifact store."""
 
@@ -69,6 +72,11 @@ class ExecutionRecord:
     @property
     def steers(self) -> str:
         return self.resource.fields.get(STEERS, "")
+
+    @property
+    def is_going(self) -> bool:
+        """Whether it is being removed."""
+        return GOING in self.resource.fields
 
     @property
     def caller_waits(self) -> bool:
@@ -120,9 +128,39 @@ class ExecutionRecords:
         """Read one.
 
         Raises:
+            NotFoundError: there is none, or it is being removed.
+        """
+        record = await self.get_even_going(execution_id)
+        if record.is_going:
+            raise NotFoundError(AGENT_EXECUTION.name, execution_id)
+        return record
+
+    async def get_even_going(self, execution_id: str) -> ExecutionRecord:
+        """Read one, also if it is being removed.
+
+        Raises:
             NotFoundError: there is none.
         """
         return ExecutionRecord(await self._store.get(key_of(execution_id)))
+
+    async def mark_going(self, execution_id: str) -> None:
+        """Let nobody find one any more; what is its own can be removed then.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        for _ in range(_TRIES):
+            resource = (await self.get_even_going(execution_id)).resource
+            # Without the others, which lists of those that run or wait go by.
+            fields = {name: value for name, value in resource.fields.items() if name in (_SESSION, ARTIFACTS)}
+            try:
+                await self._store.put(
+                    replace(resource, fields=fields | {GOING: "yes"}), expected=resource.version
+                )
+            except ConflictError:
+                continue
+            return
+        raise ConflictError(AGENT_EXECUTION.name, execution_id, 0)
 
     def in_phase(self, record: ExecutionRecord, phase: ExecutionPhase.ValueType) -> ExecutionRecord:
         """The record with the phase noted, and the time of the change; the same one when it is there."""

@@ -192,21 +192,25 @@ class ExecutionService(ResourceService[AgentExecution]):
         return await self._watches.execution(self._key(resource_id).id)
 
     async def delete(self, resource_id: str) -> AgentExecution:
-        """Remove an execution and its log, stopping it when it runs.
+        """Remove an execution and what is its own, stopping it when it runs. Safe to repeat if it broke off.
 
         Raises:
             NotFoundError: there is none.
             WorkflowServiceUnavailableError: it runs and cannot be stopped now; nothing was removed.
+            UnavailableError: the store is away; nobody finds it any more, and the next sweep removes it.
         """
-        execution = await self.get(resource_id)
-        execution_id = execution.metadata.id
-        if not is_terminal(execution.status.phase):
-            await self._workflows.terminate(execution_id, "The execution was deleted.")
-        record = await self._records.get(execution_id)
+        record = await self._records.get_even_going(self._key(resource_id).id)
+        execution = record.message()
+        if not record.is_going:
+            execution = await self.get(record.id)
+            if not is_terminal(execution.status.phase):
+                await self._workflows.terminate(record.id, "The execution was deleted.")
+            record = await self._records.get(record.id)
         await self._results.remove(record)
-        await self._store.delete(key_of(execution_id))
-        await _quietly(self._store.delete(context_key(execution_id)))
-        await self._watches.forget(execution_id)
+        await self._records.mark_going(record.id)
+        await _quietly(self._store.delete(context_key(record.id)))
+        await self._watches.forget(record.id)
+        await self._store.delete(key_of(record.id))
         await self._results.remove_late(record)
         self._runs.hand_on(execution.spec.session_id)
         return execution

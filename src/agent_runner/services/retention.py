@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -19,7 +19,8 @@ from agent_runner.errors import ConflictError, NotFoundError, UnavailableError
 from agent_runner.ports.stores import EventLog, ResourceStore, StoredResource
 from agent_runner.services._clocks import Clock
 from agent_runner.services._stored_events import stored_events
-from agent_runner.services.execution_records import LOG, ExecutionRecord
+from agent_runner.services.execution_records import GOING, LOG, ExecutionRecord
+from agent_runner.services.executions import ExecutionService
 from agent_runner.services.metrics import Counters
 from agent_runner.services.sessions import SessionService
 from agent_runner.services.watching import WatchService
@@ -66,6 +67,7 @@ class Retention:
         events: EventLog,
         *,
         sessions: SessionService,
+        executions: ExecutionService,
         watches: WatchService,
         clock: Clock,
         counters: Counters,
@@ -73,6 +75,7 @@ class Retention:
         self._store = store
         self._events = events
         self._sessions = sessions
+        self._executions = executions
         self._watches = watches
         self._clock = clock
         self._counters = counters
@@ -84,6 +87,8 @@ class Retention:
             UnavailableError: the store is away.
         """
         done = Swept()
+        async for row in self._all(AGENT_EXECUTION.name, {GOING: "yes"}):
+            await self._finish_removal(row.key.id)
         if policy.sessions_for is not None:
             async for row in self._all(SESSION.name, {}):
                 done.removed += await self._remove_session(row, self._clock() - policy.sessions_for)
@@ -99,6 +104,12 @@ class Retention:
         if done.removed or done.compacted:
             log.info("swept", removed=done.removed, compacted=done.compacted)
         return done
+
+    async def _finish_removal(self, execution_id: str) -> None:
+        """Remove what is left of an execution whose removal broke off."""
+        with suppress(NotFoundError):  # somebody else does the same
+            await self._executions.delete(execution_id)
+            log.info("removal of an execution finished", execution_id=execution_id)
 
     async def compact_log(self, execution_id: str) -> bool:
         """Compact the log of an execution that has ended; whether that left something out."""

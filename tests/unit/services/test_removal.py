@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from unit.services.conftest import World
-from unit.services.fakes.resources import execution
+from unit.services.fakes.resources import COMPLETED, IN_PROGRESS, execution
+from unit.services.fakes.runners import Runner
 from unit.services.test_executions import finish, settled
 
 from agent_runner.domain.paging import MOST
-from agent_runner.errors import NotFoundError
+from agent_runner.errors import NotFoundError, UnavailableError
 from agent_runner.ports.stores import StoredResource
 from agent_runner.services.container import Services
+from agent_runner.services.retention import RetentionPolicy
 from agent_runner.v1.events_pb2 import ExecutionEvent, PhaseChanged
+from agent_runner.v1.runner_service_pb2 import UploadToolResultHeader
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import EXECUTION_CANCELLED
 
@@ -92,3 +97,73 @@ def letting_others_go_first(method: Any) -> Any:
 def nothing_is_left(world: World) -> bool:
     kinds = {key.kind for key in world.store._resources}
     return not kinds & {"session", "session_turn", "agent_execution"} and not world.log._logs
+
+
+@pytest.mark.parametrize("step", ["log.delete", "store.delete", "artifacts.delete_under", "store.put"])
+@pytest.mark.parametrize("by", ["repeating", "a sweep", "removing the session"])
+async def test_a_removal_that_breaks_off_anywhere_is_finished(
+    world: World,
+    services: Services,
+    running: AgentExecution,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    by: str,
+) -> None:
+    await with_a_result(services, running.metadata.id)
+    part, _, name = step.partition(".")
+    fault = Fault(getattr(getattr(world, part), name))
+    monkeypatch.setattr(getattr(world, part), name, fault)
+    with pytest.raises(UnavailableError):
+        await services.executions.delete(running.metadata.id)
+    monkeypatch.undo()
+    restarted = world.process()
+
+    assert not (await restarted.reconciler.reconcile()).started  # it is not run again
+    if by == "repeating" or (by == "a sweep" and step in ("artifacts.delete_under", "store.put")):
+        await restarted.executions.delete(
+            running.metadata.id
+        )  # nothing was removed that a sweep could finish
+    elif by == "a sweep":
+        with pytest.raises(NotFoundError):
+            await restarted.executions.get(running.metadata.id)
+        await restarted.retention.sweep(RetentionPolicy(compact_after=None))
+    await restarted.sessions.delete(running.spec.session_id)
+    await settled(restarted)
+
+    assert nothing_is_left(world)
+    await restarted.aclose()
+
+
+class Fault:
+    """Fails instead of the first call."""
+
+    def __init__(self, method: Any) -> None:
+        self._method = method
+        self._failed = False
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self._failed:
+            self._failed = True
+            raise UnavailableError("not now")
+        return await self._method(*args, **kwargs)
+
+
+async def with_a_result(services: Services, execution_id: str) -> None:
+    """Let it end, with something in the artifact store."""
+    runner = Runner(services, execution_id)
+    grant = await runner.start()
+    text = b"a long result"
+    header = UploadToolResultHeader(
+        execution_id=execution_id,
+        attempt=grant.attempt,
+        token=grant.token,
+        size_bytes=len(text),
+        sha256=hashlib.sha256(text).digest(),
+    )
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield text
+
+    await services.results.keep(header, chunks())
+    await runner.send(IN_PROGRESS, COMPLETED)
+    await settled(services)
