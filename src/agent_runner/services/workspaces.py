@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final, Protocol, TypeVar
@@ -148,10 +148,12 @@ class WorkspaceService:
         """Let a runner that has come do its task; returns when nobody waits for it any more.
 
         Raises:
-            NotFoundError: nobody waits for the task it names.
+            NotFoundError: nobody waits for the task it names, or it names none in time.
         """
-        async with asyncio.timeout(self._to_come):
-            first = await line.receive()
+        first = None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._to_come):
+                first = await line.receive()
         task = self._waiting.pop(first.task_id, None) if first is not None else None
         if task is None or task.line.done():
             raise NotFoundError("Task with files", "", "Nobody waits for it any more.")
