@@ -251,13 +251,12 @@ class _Busy:
         return made.session_id
 
     async def _watch(self, made: Watched, number: int) -> None:
-        """In one way or the other; of three executions one by subscribers too, and one after its end."""
+        """In one way or the other; one of three executions by subscribers too."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watchers.follow(made, EVENTS if number % 2 else GRPC, most=12))
             if number % 3 == 1:
                 group.create_task(self._watchers.subscribe(made, most=6))
-        if number % 3 == 2:
-            await self._late.surprise(made)
+        await self._late.surprise(made)
 
 
 async def _not_for_ever(load: Load) -> None:
