@@ -20,11 +20,12 @@ from agent_runner.runner.worker import RunnerWorker
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import EXECUTION_COMPLETED
 
-TIMEOUT = timedelta(seconds=1)
-"""The shortest there is. At the default of five seconds, ten minutes are 120 of them."""
-PERIODS = 15
+TIMEOUT = timedelta(seconds=4)
+"""Short, and yet no busy machine keeps a heartbeat so long. At the default of five seconds, ten minutes are
+120 of them."""
+PERIODS = 4
 """How many of them a tool is silent for here: more prove no more, since no beat knows of the one before."""
-FEWER = 6
+FEWER = 2
 
 SILENT_TOOL = """
 turns:
@@ -34,7 +35,8 @@ turns:
             args: {command: "echo ran >> ran; mkfifo gate; read -r line < gate; cat ran", timeout: 600}
       - Done.
 """
-SILENT_MODEL = f"turns: [{{steps: [{{text: At last., first_token_ms: {FEWER * 1500}}}]}}]"
+# For longer than the heartbeats are listened to.
+SILENT_MODEL = "turns: [{steps: [{text: At last., first_token_ms: 20000}]}]"
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ async def world(tmp_path: Path) -> AsyncIterator[Stack]:
 async def beaten(world: Stack, execution: AgentExecution, periods: int) -> None:
     """Until Temporal has heard heartbeats over so many timeouts, of one attempt of the runner."""
     first: datetime | None = None
-    async with asyncio.timeout(10 * periods):
+    async with asyncio.timeout(60 * periods):
         while True:
             described = await world.handle(execution).describe()
             for pending in described.raw_description.pending_activities:
