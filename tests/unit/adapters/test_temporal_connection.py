@@ -27,7 +27,7 @@ class Away(TemporalConnection):
 
 async def test_one_wait_for_temporal_is_told_once() -> None:
     with capture_logs() as lines:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             await Away(3).wait()
 
     told = [line["log_level"] for line in lines if line["event"] == "waiting for Temporal"]
