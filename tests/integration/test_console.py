@@ -328,7 +328,7 @@ async def test_readiness_tells_that_the_database_is_away(
     async with httpx.AsyncClient(base_url=url) as client:
         answer = await client.get("/readyz")
         assert answer.status_code == 503
-        assert answer.json() == {"ready": False, "problem": "The database does not answer."}
+        assert answer.json() == {"ready": False, "problem": "The database cannot be used."}
 
 
 async def test_a_port_that_is_taken_is_told_or_gone_around() -> None:

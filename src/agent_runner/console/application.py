@@ -121,7 +121,7 @@ class WebPort:
             away = [] if info.temporal_reachable else ["Temporal does not answer."]
             if info.database_problem:
                 # Without the problem, which names hosts: this is told to whoever asks.
-                away.append("The database does not answer.")
+                away.append("The database cannot be used.")
             problem = " ".join(away)
         except AgentRunnerError as error:
             problem = str(error)
