@@ -93,6 +93,21 @@ async def test_a_large_log_is_compacted_into_several_documents(database_url: str
         assert await log.head("ex-1") == LogHead(9, snapshot=b"t")
 
 
+async def test_of_replicas_that_compact_one_log_at_once_one_wins_and_the_others_are_told(
+    database_url: str,
+) -> None:
+    async with two(database_url) as (one, other):
+        for seq in range(30):
+            await MongoEventLog(one).append("ex-1", [b"event"], expected_seq=seq, head=LogHead(seq + 1))
+        left = [(number, b"compacted") for number in (10, 20, 30)]
+        logs = [MongoEventLog(one), *(MongoEventLog(other) for _ in range(3))]
+        ends = await asyncio.gather(*(log.replace("ex-1", left) for log in logs), return_exceptions=True)
+
+        assert None in ends
+        assert {type(end) for end in ends} <= {type(None), ConflictError}
+        assert list(await MongoEventLog(one).read("ex-1")) == left
+
+
 async def test_a_newer_schema_is_refused(database_url: str) -> None:
     async with mongo_database(database_url) as database:
         await database._schema.update_one({"_id": "version"}, {"$set": {"version": 99}})

@@ -20,6 +20,7 @@ from agent_runner.adapters.store.mongo_database import (
     Document,
     Index,
     MongoDatabase,
+    overtaken,
     translated,
     translated_but_duplicates,
 )
@@ -271,7 +272,7 @@ class MongoEventLog:
 
     async def replace(self, execution_id: str, events: Sequence[tuple[int, bytes]]) -> None:
         last_seq = checked_order(events)
-        with translated():
+        with translated(), overtaken(ConflictError(_LOG, execution_id, last_seq)):
             async with self._database.transaction() as session:
                 tail = await self._tail(execution_id, session)
                 if tail is None:

@@ -24,7 +24,7 @@ from pymongo.errors import (
 )
 from pymongo.read_concern import ReadConcern
 
-from agent_runner.errors import InvalidRequestError, SettingsError, UnavailableError
+from agent_runner.errors import ConflictError, InvalidRequestError, SettingsError, UnavailableError
 
 Document = dict[str, Any]
 Collection = AsyncCollection[Document]
@@ -40,6 +40,7 @@ BY_ORG_AND_FIELD: Final[Index] = [("kind", 1), ("org", 1), ("fields", 1), ("id",
 
 _UPDATED_AT_ONCE: Final = 1000
 """Documents; within the time one call may take."""
+_WRITE_CONFLICT: Final = 112
 _REFUSED: Final = (13, 18, 8000)
 """Unauthorized, AuthenticationFailed, and how Atlas says either."""
 
@@ -202,6 +203,17 @@ def translated() -> Iterator[None]:
         # Without the driver's account of what it knows of each server.
         told = str(error).partition(", Timeout:")[0].partition(", full error:")[0]
         raise UnavailableError(f"MongoDB cannot be used right now: {told}. Try again.") from error
+
+
+@contextmanager
+def overtaken(conflict: ConflictError) -> Iterator[None]:
+    """Raise what a transaction says that was overtaken by another one as that conflict."""
+    try:
+        yield
+    except OperationFailure as error:
+        if error.code != _WRITE_CONFLICT:
+            raise
+        raise conflict from error
 
 
 @contextmanager
