@@ -21,6 +21,7 @@ from typing import Any
 
 from agent_runner.adapters.agents.deepagents import factory
 from agent_runner.bootstrap import runner as bootstrap
+from agent_runner.ports.agents import Turn
 from agent_runner.runner.attempts import Parts
 from bench.profiles import PROFILE, profile_on_signal
 
@@ -38,6 +39,9 @@ class NoCheckpoints:
     """The port `Checkpoints` for agents that remember nothing."""
 
     saver = _Empty()
+
+    async def hold(self, turn: Turn) -> dict[str, object]:
+        return {}
 
     async def prune(self, thread_id: str, *, keep: int) -> int:
         return 0

@@ -45,6 +45,9 @@ class MemoryCheckpoints(Checkpoints):
     def saver(self) -> Any:
         return self._saver
 
+    async def hold(self, turn: Turn) -> dict[str, Any]:
+        return {}
+
 
 def _deepagents(checkpoints: Checkpoints) -> AgentFactory:
     from agent_runner.adapters.agents.deepagents import DeepAgentsFactory

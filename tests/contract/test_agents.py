@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -18,7 +19,13 @@ from agent_runner.adapters.checkpoints.sqlite import SqliteCheckpoints
 from agent_runner.adapters.models.script import ScriptLibrary
 from agent_runner.adapters.sandbox.local import LocalProvider
 from agent_runner.domain.masking import Masker
-from agent_runner.errors import FencedError, LimitReachedError, ModelError, ModelUnavailableError
+from agent_runner.errors import (
+    FencedError,
+    LimitReachedError,
+    ModelError,
+    ModelUnavailableError,
+    UnavailableError,
+)
 from agent_runner.ports.agents import (
     DrainedError,
     RecordedCall,
@@ -816,6 +823,44 @@ turns:
     assert sorted(s.output for s in status.sub_agent_executions) == ["quick done", "slow is at it"]
     assert {s.status for s in status.sub_agent_executions} == {SUB_AGENT_COMPLETED}
     assert status.messages[-1].content == "all done"
+
+
+async def test_an_attempt_that_comes_back_changes_nothing_the_agent_remembers(bench: Bench) -> None:
+    script = """
+turns:
+  - steps: [{calls: [{name: look, args: {}}]}, {text: "the answer of {{last_tool_result}}"}]
+"""
+    called, thawed = asyncio.Event(), asyncio.Event()
+
+    @tool
+    async def look() -> str:
+        """Look."""
+        if called.is_set():
+            return "the living"
+        called.set()
+        await thawed.wait()
+        return "the frozen"
+
+    look.metadata = {"readOnlyHint": True}
+    bench.tools = [look]
+    turn = bench.turn()
+    frozen = asyncio.create_task(bench.run(script, turn))
+    await called.wait()
+    await bench.run(script, replace(turn, attempt=2))
+
+    thawed.set()
+    with pytest.raises(UnavailableError, match="Another attempt"):
+        await frozen
+    with pytest.raises(FencedError):
+        await bench.run(script, turn)
+    async with bench.session(script, Journal()) as session:
+        known = await session._graph.aget_state({"configurable": {"thread_id": turn.thread_id}})
+    assert [m.content for m in known.values["messages"]] == [
+        "go",
+        "",
+        "the living",
+        "the answer of the living",
+    ]
 
 
 async def test_draining_stops_at_a_checkpoint_and_another_goes_on(bench: Bench) -> None:

@@ -127,11 +127,13 @@ class Turn:
     Attributes:
         execution_id: kept in the metadata of each checkpoint, so that a later attempt knows its turn.
         thread_id: the conversation it belongs to.
+        attempt: which one of the execution runs it.
     """
 
     execution_id: str
     thread_id: str
     message: str = field(repr=False)
+    attempt: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +224,20 @@ class Checkpoints(Protocol):
     @property
     def saver(self) -> Any:
         """A `BaseCheckpointSaver`."""
+        ...
+
+    async def hold(self, turn: Turn) -> Mapping[str, Any]:
+        """Take the turn's conversation for its attempt.
+
+        From here on what others write to it is refused with UnavailableError: a worker that was taken for
+        dead and comes back would have the agent forget what was said since.
+
+        Returns:
+            What a call's `configurable` must have beside the thread to write.
+
+        Raises:
+            FencedError: a later attempt of the execution has it.
+        """
         ...
 
     async def prune(self, thread_id: str, *, keep: int) -> int:

@@ -163,7 +163,7 @@ class Attempt:
 
     async def _run_and_report(self, sink: StatusSink, grant: Grant) -> AgentExecutionStatus:
         spec = self._spec(grant.execution)
-        running = TurnRun(self._parts, sink, grant, spec, self._turn_of(spec), self._learn)
+        running = TurnRun(self._parts, sink, grant, spec, self._turn_of(spec, grant.attempt), self._learn)
         turn = asyncio.create_task(running.run(), name=f"turn of {self._execution_id}")
         stop = asyncio.create_task(sink.wait_stop())
         try:
@@ -188,8 +188,8 @@ class Attempt:
         """The stored one, which has all fields; the argument's where a foreign server has less there."""
         return stored.spec if stored.spec.message or not self._argument.spec.message else self._argument.spec
 
-    def _turn_of(self, spec: AgentExecutionSpec) -> Turn:
-        return Turn(self._execution_id, self._thread_id, spec.message)
+    def _turn_of(self, spec: AgentExecutionSpec, attempt: int) -> Turn:
+        return Turn(self._execution_id, self._thread_id, spec.message, attempt)
 
     def _learn(self, masker: Masker) -> None:
         """From here on the secrets are known; they stay out of errors and this process's logs."""

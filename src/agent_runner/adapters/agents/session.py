@@ -28,7 +28,7 @@ from agent_runner.adapters.agents.signals import Barrier
 from agent_runner.adapters.models.failures import Trouble, diagnose, explain
 from agent_runner.adapters.models.prices import cost_of, price_of
 from agent_runner.errors import AgentRunnerError, LimitReachedError
-from agent_runner.ports.agents import AgentSpecification, DrainedError, ToolJournal, Turn
+from agent_runner.ports.agents import AgentSpecification, Checkpoints, DrainedError, ToolJournal, Turn
 from agent_runner.v1.events_pb2 import ExecutionEvent
 
 STREAM_MODES = ["messages", "tasks", "custom"]
@@ -67,14 +67,14 @@ class DeepAgentSession:
         specification: AgentSpecification,
         journal: ToolJournal,
         arguments: ArgumentWatch,
-        saver: Any,
+        checkpoints: Checkpoints,
         recursion_limit: int,
     ) -> None:
         self._graph = graph
         self._specification = specification
         self._journal = journal
         self._arguments = arguments
-        self._saver = saver
+        self._checkpoints = checkpoints
         self._recursion_limit = recursion_limit
         self._control = RunControl()
         names = {sub_agent.name for sub_agent in specification.sub_agents}
@@ -86,6 +86,7 @@ class DeepAgentSession:
 
     async def run(self, turn: Turn) -> AsyncIterator[ExecutionEvent]:
         """See `AgentSession.run`."""
+        holding = await self._checkpoints.hold(turn)
         past = await self._past(turn)
         async for event in self._perhaps_lost(past):
             yield event
@@ -95,7 +96,7 @@ class DeepAgentSession:
         if past.standing is Standing.NEW:
             given = {"messages": [HumanMessage(turn.message, id=f"human-{turn.execution_id}")]}
         try:
-            async with aclosing(self._events(given, turn, past)) as events:
+            async with aclosing(self._events(given, turn, past, holding)) as events:
                 async for event in events:
                     yield event
         except GraphDrained as drained:
@@ -115,14 +116,16 @@ class DeepAgentSession:
         """See `AgentSession.request_drain`."""
         self._control.request_drain(reason)
 
-    async def _events(self, given: Any, turn: Turn, past: Past) -> AsyncGenerator[ExecutionEvent, None]:
+    async def _events(
+        self, given: Any, turn: Turn, past: Past, holding: Mapping[str, Any]
+    ) -> AsyncGenerator[ExecutionEvent, None]:
         specification = self._specification
         cost = partial(cost_of, price_of(specification.model.name))
         done = [message.tool_call_id for message in past.pending if message.type == "tool"]
         normalizer = Normalizer(self._sub_agents, cost, self._arguments, done)
         stream = self._graph.astream(
             given,
-            self._config(turn),
+            self._config(turn, holding),
             stream_mode=STREAM_MODES,
             subgraphs=True,
             # A step's checkpoint is on disk before the next step begins: were it not, a crash could lose
@@ -140,16 +143,16 @@ class DeepAgentSession:
                 for event in normalizer.events(namespace, mode, data):
                     yield event
 
-    def _config(self, turn: Turn) -> dict[str, Any]:
+    def _config(self, turn: Turn, holding: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            "configurable": {"thread_id": turn.thread_id},
+            "configurable": {"thread_id": turn.thread_id, **holding},
             "recursion_limit": self._recursion_limit,
             "metadata": {EXECUTION_ID: turn.execution_id},
         }
 
     async def _past(self, turn: Turn) -> Past:
         config = {"configurable": {"thread_id": turn.thread_id, "checkpoint_ns": ""}}
-        saved = await self._saver.aget_tuple(config)
+        saved = await self._checkpoints.saver.aget_tuple(config)
         if saved is None or saved.metadata.get(EXECUTION_ID) != turn.execution_id:
             return Past(Standing.NEW)
         state = await self._graph.aget_state({"configurable": {"thread_id": turn.thread_id}})

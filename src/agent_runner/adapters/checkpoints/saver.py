@@ -30,7 +30,7 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from agent_runner.adapters.checkpoints import history
+from agent_runner.adapters.checkpoints import history, holding
 from agent_runner.adapters.checkpoints.packing import pack, unpack
 from agent_runner.adapters.checkpoints.pruning import prune_thread
 from agent_runner.adapters.store.database import Job, SqliteDatabase
@@ -216,7 +216,7 @@ class SqliteSaver(BaseCheckpointSaver[int]):
             type_,
             body,
         )
-        return partial(_insert_checkpoint, values)
+        return partial(_insert_checkpoint, values, holding.holder_of(config["configurable"]))
 
     def _storing_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
@@ -237,7 +237,9 @@ class SqliteSaver(BaseCheckpointSaver[int]):
         ]
         # Errors, interrupts and resumes are replaced; what a task wrote stays as it was first written.
         replaced = all(channel in WRITES_IDX_MAP for channel, _ in writes)
-        return partial(_insert_writes, rows, replaced)
+        return partial(
+            _insert_writes, place.thread_id, rows, replaced, holding.holder_of(config["configurable"])
+        )
 
 
 def _pending(writes: Iterable[history.StoredWrite], serde: SerializerProtocol) -> list[PendingWrite]:
@@ -259,7 +261,10 @@ def _select_checkpoint(place: Place, connection: apsw.Connection) -> Any:
     ).get
 
 
-def _insert_checkpoint(values: Sequence[Any], connection: apsw.Connection) -> None:
+def _insert_checkpoint(
+    values: Sequence[Any], holder: holding.Holder | None, connection: apsw.Connection
+) -> None:
+    holding.check(values[0], holder, connection)
     connection.execute(
         "INSERT OR REPLACE INTO checkpoints"
         " (thread_id, namespace, id, parent_id, metadata, stored, type, body)"
@@ -268,7 +273,14 @@ def _insert_checkpoint(values: Sequence[Any], connection: apsw.Connection) -> No
     )
 
 
-def _insert_writes(rows: Sequence[Any], replaced: bool, connection: apsw.Connection) -> None:
+def _insert_writes(
+    thread_id: str,
+    rows: Sequence[Any],
+    replaced: bool,
+    holder: holding.Holder | None,
+    connection: apsw.Connection,
+) -> None:
+    holding.check(thread_id, holder, connection)
     connection.executemany(
         f"INSERT OR {'REPLACE' if replaced else 'IGNORE'} INTO writes"  # noqa: S608
         " (thread_id, namespace, checkpoint_id, task_id, idx, task_path, channel, type, value)"
@@ -324,6 +336,7 @@ def _select_places(
 def _delete_thread(thread_id: str, connection: apsw.Connection) -> None:
     connection.execute("DELETE FROM checkpoints WHERE thread_id = ?", (thread_id,))
     connection.execute("DELETE FROM writes WHERE thread_id = ?", (thread_id,))
+    holding.let_go(thread_id, connection)
 
 
 def _copy_thread(source: str, target: str, connection: apsw.Connection) -> None:

@@ -38,4 +38,12 @@ CREATE TABLE writes (
 ) STRICT, WITHOUT ROWID;
 """
 
-MIGRATIONS: Final = (_V1,)
+_V2 = """
+CREATE TABLE holders (
+    thread_id TEXT PRIMARY KEY,
+    execution_id TEXT NOT NULL,
+    attempt INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+"""
+
+MIGRATIONS: Final = (_V1, _V2)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+from agent_runner.adapters.checkpoints import holding
 from agent_runner.adapters.checkpoints.pruning import prune_thread
 from agent_runner.adapters.checkpoints.saver import SqliteSaver
 from agent_runner.adapters.checkpoints.schema import MIGRATIONS
 from agent_runner.adapters.store.database import SqliteDatabase
+from agent_runner.ports.agents import Turn
 
 
 class SqliteCheckpoints:
@@ -45,6 +48,11 @@ class SqliteCheckpoints:
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+    async def hold(self, turn: Turn) -> Mapping[str, Any]:
+        holder = (turn.execution_id, turn.attempt)
+        await self._database.write(partial(holding.hold, turn.thread_id, holder))
+        return {holding.KEY: holder}
 
     async def prune(self, thread_id: str, *, keep: int) -> int:
         return await self._database.write(partial(prune_thread, thread_id, keep))

@@ -13,6 +13,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from agent_runner.adapters.agents.deepagents import DeepAgentsFactory
 from agent_runner.adapters.models.script import ScriptLibrary
 from agent_runner.adapters.sandbox.local import LocalProvider
+from agent_runner.ports.agents import Turn
 from agent_runner.ports.sandboxes import SandboxSpec
 
 SCRIPT = """
@@ -51,6 +52,9 @@ class MortalSaver(InMemorySaver):
 class OneSaver:
     def __init__(self, saver: InMemorySaver) -> None:
         self.saver = saver
+
+    async def hold(self, turn: Turn) -> dict[str, Any]:
+        return {}
 
 
 @pytest.fixture

@@ -90,7 +90,7 @@ class DeepAgentsFactory:
             ),
         )
         yield DeepAgentSession(
-            graph.compiled, specification, journal, arguments, self._checkpoints.saver, self._recursion_limit
+            graph.compiled, specification, journal, arguments, self._checkpoints, self._recursion_limit
         )
         # Not after an error or a cancel: something of that turn may still be about to end.
         self._graphs.give_back(key, graph)

@@ -83,7 +83,7 @@ class GraphtonFactory:
         async with self._building:
             graph = await asyncio.to_thread(self._build, specification, port, guards)
         yield DeepAgentSession(
-            graph, specification, journal, arguments, self._checkpoints.saver, self._recursion_limit
+            graph, specification, journal, arguments, self._checkpoints, self._recursion_limit
         )
 
     def _build(self, specification: AgentSpecification, port: GraphtonPort, guards: Sequence[Any]) -> Any:
