@@ -17,7 +17,7 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from agent_runner.cli._errors import USAGE, CommandError, did_you_mean
+from agent_runner.cli._errors import NOT_FOUND, USAGE, CommandError, did_you_mean
 from agent_runner.client.kinds import API_VERSION, EXECUTION, KINDS, Kind
 from agent_runner.domain.slugs import slug_of
 from agent_runner.errors import Violation
@@ -484,10 +484,13 @@ def files_of(paths: Sequence[str], *, recursive: bool) -> Iterator[Path]:
             if not found:
                 hint = "" if recursive else f"agent-runner apply -R -f {text}"
                 raise CommandError(
-                    f"{text} has no .yaml, .yml or .json file.", code="NOT_FOUND", exit_code=USAGE, hint=hint
+                    f"{text} has no .yaml, .yml or .json file.",
+                    code="NOT_FOUND",
+                    exit_code=NOT_FOUND,
+                    hint=hint,
                 )
             yield from found
         elif path.exists():
             yield path
         else:
-            raise CommandError(f"{text} does not exist.", code="NOT_FOUND", exit_code=USAGE)
+            raise CommandError(f"{text} does not exist.", code="NOT_FOUND", exit_code=NOT_FOUND)

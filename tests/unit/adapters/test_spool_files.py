@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_runner.adapters.status.spool_files import MAGIC, SpoolCorruptError, SpoolFile
+from agent_runner.adapters.status.spools import Spool
 from agent_runner.v1.events_pb2 import ExecutionEvent, MessageDelta, ToolCallStarted, WarningRaised
 from agent_runner.v1.runner_service_pb2 import AppendEventsRequest
 
@@ -209,3 +210,13 @@ def test_calls_that_had_not_begun_are_not_told_once_their_attempt_is_gone(tmp_pa
         "run_described",
         "message_delta",
     ]
+
+
+async def test_files_that_were_set_aside_take_no_room(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, most_bytes=1000)
+    (tmp_path / "aex-1.1.events").write_bytes(b"x" * 600)
+    (tmp_path / "aex-2.1.broken").write_bytes(b"x" * 5000)
+
+    assert spool.has_room(400)
+    assert not spool.has_room(401)
+    await spool.aclose()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_runner.cli import _manifests
-from agent_runner.cli._errors import CommandError
+from agent_runner.cli._errors import NOT_FOUND, CommandError
 from agent_runner.cli.apply import skill_archive
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -203,8 +203,9 @@ def test_directories_give_their_files_in_order_and_only_what_is_asked_for(tmp_pa
     assert (flat, deep) == (["a.yml", "b.yaml"], ["a.yml", "b.yaml", "d.yaml"])
     with pytest.raises(CommandError, match=r"has no \.yaml"):
         list(_manifests.files_of([str(_empty(tmp_path))], recursive=False))
-    with pytest.raises(CommandError, match="does not exist"):
+    with pytest.raises(CommandError, match="does not exist") as missing:
         list(_manifests.files_of(["nope"], recursive=False))
+    assert (missing.value.code, missing.value.exit_code) == ("NOT_FOUND", NOT_FOUND)
 
 
 def _empty(path: Path) -> Path:

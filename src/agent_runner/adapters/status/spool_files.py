@@ -29,6 +29,8 @@ from agent_runner.v1.events_pb2 import ExecutionEvent, RunDescribed
 from agent_runner.v1.runner_service_pb2 import AppendEventsRequest
 
 MAGIC = b"AROUTBX1"
+BROKEN = ".broken"
+"""Ending of files that were set aside."""
 _HEAD = struct.Struct(">III")
 _NOT_BEGUN = 1 << 31
 
@@ -210,7 +212,7 @@ class SpoolFile:
     @property
     def aside(self) -> Path:
         """Where `set_aside` puts it."""
-        return self.path.with_suffix(".broken")
+        return self.path.with_suffix(BROKEN)
 
     def set_aside(self) -> None:
         """Keep it for people to look at, where nobody tries to deliver it, and let go of it."""

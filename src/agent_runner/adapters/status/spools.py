@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote
 import structlog
 
 from agent_runner.adapters.status.outbox import MOST_BATCH_BYTES, MOST_BATCH_EVENTS
-from agent_runner.adapters.status.spool_files import SpoolFile, no_event
+from agent_runner.adapters.status.spool_files import BROKEN, SpoolFile, no_event
 from agent_runner.adapters.status.times import now
 from agent_runner.v1.events_pb2 import ExecutionEvent, WarningRaised
 from agent_runner.v1.runner_service_pb2 import AppendEventsRequest
@@ -103,9 +103,14 @@ class Spool:
         self.directory.mkdir(mode=0o700, exist_ok=True)
 
     def has_room(self, more: int) -> bool:
-        """Whether so many bytes more stay within the limit. Blocks."""
+        """Whether so many bytes more stay within the limit. Blocks.
+
+        What was set aside as broken is for people to look at, and takes no room from what is to be delivered.
+        """
         used = 0
         for path in self.directory.iterdir():
+            if path.suffix == BROKEN:
+                continue
             with contextlib.suppress(FileNotFoundError):  # somebody has delivered it meanwhile
                 used += path.stat().st_size
         return used + more <= self._most_bytes
