@@ -6,7 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
@@ -35,7 +35,13 @@ from agent_runner.controlplane._routes import Routes
 from agent_runner.controlplane._status import CODES, code_of, status_of
 from agent_runner.controlplane.server import ControlPlane
 from agent_runner.controlplane.server_info import ServerController
-from agent_runner.errors import AgentRunnerError, InvalidRequestError, SettingsError, Violation
+from agent_runner.errors import (
+    AgentRunnerError,
+    InvalidRequestError,
+    SettingsError,
+    UnavailableError,
+    Violation,
+)
 from agent_runner.services.container import Services
 from agent_runner.v1 import (
     execution_service_pb2_grpc,
@@ -480,6 +486,37 @@ async def test_a_start_goes_on_with_what_a_crash_left(world: World) -> None:
     server = ControlPlane(world.process(), address="127.0.0.1:0", api_key=None, version="1")
     await server.start()
     await until(lambda: run.metadata.id in world.workflows.started)
+    await server.stop(0)
+
+
+async def test_variables_that_could_not_go_at_the_end_go_soon_after(
+    world: World, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = execution(agent_id=(await services.agents.create(agent())).metadata.id)
+    request.spec.runtime_env["A"].value = "b"
+    running = await services.executions.create(request)
+    runner = Runner(services, running.metadata.id)
+    grant = await runner.start()
+    await services.variables.resolve(running.metadata.id, grant.attempt, grant.token)
+    failed, failures = asyncio.Event(), 0
+
+    async def away(*_: object) -> NoReturn:
+        nonlocal failures
+        failures += 1
+        if failures == 3:  # at the end, as the server starts, and once more
+            failed.set()
+        raise UnavailableError("not now")
+
+    monkeypatch.setattr(world.store, "delete", away)
+    await runner.send(COMPLETED)
+    often = timedelta(milliseconds=10)
+    server = ControlPlane(services, address="127.0.0.1:0", api_key=None, version="test", sweep_every=often)
+    await server.start()
+    await asyncio.wait_for(failed.wait(), 120)
+    monkeypatch.undo()
+    async with asyncio.timeout(120):
+        while await world.store.list("execution_context"):  # noqa: ASYNC110 (nothing tells of it)
+            await asyncio.sleep(0.01)
     await server.stop(0)
 
 

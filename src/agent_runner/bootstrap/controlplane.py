@@ -83,7 +83,6 @@ async def control_plane(
             skill_limits=skill_limits(settings),
             secrets=open_keyring(encryption_keys(settings), data.root),
         )
-        await services.variables.sweep()
         api = ControlPlane(
             services,
             address=settings.listen,

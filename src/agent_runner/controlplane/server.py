@@ -137,13 +137,14 @@ class ControlPlane:
             await asyncio.sleep(self._reconcile_every.total_seconds())
 
     async def _sweep(self) -> None:
-        if self._retention is None:
-            return
+        await _again("sweeping variables", self._services.variables.sweep())
         # Soon after the start as well: a server that is started again and again would never get to it.
         pause = min(self._sweep_every, _FIRST_SWEEP)
         while True:
             await asyncio.sleep(pause.total_seconds())
-            await _again("sweeping", self._services.retention.sweep(self._retention))
+            await _again("sweeping variables", self._services.variables.sweep())
+            if self._retention is not None:
+                await _again("sweeping", self._services.retention.sweep(self._retention))
             pause = self._sweep_every
 
 

@@ -55,7 +55,7 @@ class Services:
         retention: removes what is old; `retention.sweep()` is due from time to time.
         results: of tools, where they are too long for an event.
         health: whether the stores answer.
-        variables: what the holders of executions are given; `variables.sweep()` is due at start.
+        variables: what the holders of executions are given; `variables.sweep()` is due at start and then.
     """
 
     agents: AgentService
