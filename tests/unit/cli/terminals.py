@@ -20,15 +20,14 @@ class Terminal:
     def __init__(self, *arguments: str, environment: dict[str, str], directory: Path | None = None) -> None:
         self._master, slave = pty.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "agent_runner", *arguments],
+            # Ctrl-C on a terminal reaches the group that has it. No function of ours runs between fork and
+            # exec, where it could wait for ever for what a thread of this process held.
+            ["setsid", "--ctty", sys.executable, "-m", "agent_runner", *arguments],
             stdin=slave,
             stdout=slave,
             stderr=slave,
             env=environment,
             cwd=directory,
-            start_new_session=True,
-            # Ctrl-C on a terminal reaches the group that has it.
-            preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),
         )
         os.close(slave)
         self.text = ""
