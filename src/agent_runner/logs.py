@@ -78,6 +78,7 @@ def configure(
     *,
     stream: TextIO | None = None,
     redaction: Redaction | None = None,
+    colors: bool | None = None,
 ) -> Redaction:
     """Set up logging of this process, ours and that of libraries; may be called again.
 
@@ -86,6 +87,7 @@ def configure(
         format: `console`, `json`, or `auto`: console when the stream is a terminal.
         stream: where lines go; None for stderr.
         redaction: a hook that is there already; None for a new one.
+        colors: whether lines for people have them; None where the stream is a terminal.
 
     Returns:
         The hook, for whoever holds secrets to add a redactor to.
@@ -94,14 +96,15 @@ def configure(
     hook = redaction or Redaction()
     number = logging.getLevelNamesMapping()[level.upper()]
     console = format == "console" or (format == "auto" and target.isatty())
+    styled = console and (target.isatty() if colors is None else colors)
     shared = _shared_processors(hook, console=console)
     structlog.configure(
-        processors=[*shared, *_renderers(console, colors=console and target.isatty())],
+        processors=[*shared, *_renderers(console, colors=styled)],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.WriteLoggerFactory(file=target),
         cache_logger_on_first_use=False,
     )
-    _configure_libraries(target, number, shared, _renderers(console, colors=console and target.isatty()))
+    _configure_libraries(target, number, shared, _renderers(console, colors=styled))
     return hook
 
 

@@ -449,6 +449,17 @@ def test_a_signal_stops_everything(home: Home, number: signal.Signals) -> None:
     assert not (home.data_dir / "stack.json").exists()
 
 
+def test_a_stack_in_the_foreground_logs_without_colours_where_they_are_not_wanted(home: Home) -> None:
+    home.environment["NO_COLOR"] = "1"
+    screen = home.terminal("up", "--port", "0")
+    screen.read_until("Ctrl-C stops it")
+    screen.press_ctrl_c()
+
+    assert screen.wait() == 0
+    assert "stack is ready" in screen.text
+    assert "\x1b[" not in screen.text
+
+
 def test_a_second_up_says_who_holds_the_directory(up: Home) -> None:
     again = up.run("up", "--port", "0")
     assert again.returncode == 6

@@ -38,6 +38,19 @@ def test_off_a_terminal_each_line_is_one_json_object() -> None:
     assert line == {"message": "execution finished", "level": "info", "execution_id": "aex-1", "seconds": 1.5}
 
 
+@pytest.mark.parametrize("colors", [True, False])
+def test_lines_for_people_have_colours_as_they_were_asked_for(colors: bool) -> None:
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return not colors  # what was asked for counts more
+
+    stream = Screen()
+    configure(format="console", stream=stream, colors=colors)
+    structlog.get_logger().info("stack is ready", address="127.0.0.1:1")
+
+    assert ("\x1b[" in stream.getvalue()) is colors
+
+
 def test_the_console_form_is_for_people() -> None:
     stream = io.StringIO()
     configure(format="console", stream=stream)

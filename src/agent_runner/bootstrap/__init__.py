@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 __all__ = ["doctor", "model_file", "run_server", "run_stack", "run_worker"]
 
 
-def run_stack(settings: Settings, on_ready: Callable[[], None]) -> int:
+def run_stack(settings: Settings, on_ready: Callable[[], None], *, colors: bool | None = None) -> int:
     """Run Temporal, control plane and runner until SIGINT or SIGTERM.
 
     Args:
         on_ready: called when everything serves; `stack.json` is written by then.
+        colors: whether log lines for people have them; None where stderr is a terminal. So below.
 
     Returns:
         The exit code.
@@ -32,29 +33,29 @@ def run_stack(settings: Settings, on_ready: Callable[[], None]) -> int:
     from agent_runner.bootstrap.process import run_service
     from agent_runner.bootstrap.stack import serve_stack
 
-    secrets = _configure_logs(settings)
+    secrets = _configure_logs(settings, colors)
     return run_service(lambda stop: serve_stack(settings, stop, on_ready, secrets))
 
 
-def run_server(settings: Settings) -> int:
+def run_server(settings: Settings, *, colors: bool | None = None) -> int:
     """Run the control plane alone until SIGINT or SIGTERM; returns the exit code."""
     import_logs()
     import_temporal()
     from agent_runner.bootstrap.controlplane import serve_control_plane
     from agent_runner.bootstrap.process import run_service
 
-    _configure_logs(settings)
+    _configure_logs(settings, colors)
     return run_service(lambda stop: serve_control_plane(settings, stop))
 
 
-def run_worker(settings: Settings) -> int:
+def run_worker(settings: Settings, *, colors: bool | None = None) -> int:
     """Run a runner alone until SIGINT or SIGTERM; returns the exit code."""
     import_logs()
     import_clients()
     from agent_runner.bootstrap.process import run_service
     from agent_runner.bootstrap.runner import serve_runner
 
-    secrets = _configure_logs(settings)
+    secrets = _configure_logs(settings, colors)
     return run_service(lambda stop: serve_runner(settings, stop, secrets))
 
 
@@ -72,7 +73,7 @@ def model_file(settings: Settings) -> ModelFile:
     return models.model_file(settings)
 
 
-def _configure_logs(settings: Settings) -> LiveSecrets:
+def _configure_logs(settings: Settings, colors: bool | None) -> LiveSecrets:
     """Set up logging; returns what learns which secrets of executions it must not show."""
     import structlog
 
@@ -80,7 +81,7 @@ def _configure_logs(settings: Settings) -> LiveSecrets:
     from agent_runner.bootstrap.keys import provider_keys
     from agent_runner.domain.masking import LiveSecrets
 
-    redaction = logs.configure(settings.log_level, settings.log_format)
+    redaction = logs.configure(settings.log_level, settings.log_format, colors=colors)
     # A process of ours sets its logs up once; looking the set-up up again cost a percent of a turn.
     structlog.configure(cache_logger_on_first_use=True)
     for secret in provider_keys(settings):

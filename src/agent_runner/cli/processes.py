@@ -6,7 +6,7 @@ import click
 
 from agent_runner.cli import _errors
 from agent_runner.cli._options import shared_options
-from agent_runner.cli._output import styled, to_json, write
+from agent_runner.cli._output import error_stream_is_styled, styled, to_json, write
 
 _MARKS = {True: ("ok", "green"), False: ("PROBLEM", "red"), None: ("-", "bright_black")}
 
@@ -19,7 +19,8 @@ def server_command(listen: str | None, insecure: bool) -> int:
     """Run the control plane alone. Temporal is found by TEMPORAL_ADDRESS."""
     from agent_runner import bootstrap, settings
 
-    return int(bootstrap.run_server(settings.load(listen=listen, insecure=insecure or None)))
+    loaded = settings.load(listen=listen, insecure=insecure or None)
+    return int(bootstrap.run_server(loaded, colors=error_stream_is_styled()))
 
 
 @click.command("worker", short_help="Run a runner alone.")
@@ -30,7 +31,8 @@ def worker_command(address: str | None, concurrency: int | None) -> int:
     """Run a runner alone: it takes executions from Temporal's task queue."""
     from agent_runner import bootstrap, settings
 
-    return int(bootstrap.run_worker(settings.load(address=address, concurrency=concurrency)))
+    loaded = settings.load(address=address, concurrency=concurrency)
+    return int(bootstrap.run_worker(loaded, colors=error_stream_is_styled()))
 
 
 @click.command("doctor", short_help="Check what this machine can do.")

@@ -12,7 +12,7 @@ import click
 from agent_runner.cli import _errors, _stack
 from agent_runner.cli._connection import connection
 from agent_runner.cli._options import connection_options, shared_options
-from agent_runner.cli._output import duration, note, to_json, write
+from agent_runner.cli._output import duration, error_stream_is_styled, note, to_json, write
 
 
 @click.command("up")
@@ -71,7 +71,7 @@ def _up_here(listen: str | None, insecure: bool, model: str | None, quiet: bool,
         if state is not None and not quiet:
             _tell_ready(state, "Ctrl-C stops it.")
 
-    return int(bootstrap.run_stack(loaded, on_ready))
+    return int(bootstrap.run_stack(loaded, on_ready, colors=error_stream_is_styled()))
 
 
 def _up_in_background(listen: str | None, insecure: bool, model: str | None, quiet: bool) -> int:
