@@ -14,6 +14,7 @@ import grpc.aio
 from agent_runner.client.channels import Channel
 from agent_runner.client.errors import DeadlineError, ServerUnreachableError, from_rpc
 from agent_runner.client.kinds import API_VERSION, canonical_id
+from agent_runner.errors import UnavailableError
 from agent_runner.v1.events_pb2 import ExecutionEvent
 from agent_runner.v1.execution_service_pb2 import (
     CancelExecutionRequest,
@@ -271,7 +272,7 @@ class _Watcher:
         """Whether a stream that ended by itself had nothing left to send."""
         try:
             status = (await self._executions.get(self._id)).status
-        except ServerUnreachableError:
+        except UnavailableError:
             return False
         return status.phase in TERMINAL_PHASES and status.run.last_seq <= self._last
 

@@ -99,6 +99,21 @@ async def test_a_server_that_restarts_loses_no_event_and_both_changes_are_told(s
     assert told[-1] is True
 
 
+async def test_a_watch_goes_on_when_who_ended_it_is_not_ready_to_say_why(
+    server: SmallServer, client: AgentRunner
+) -> None:
+    execution_id = await start(client)
+    server.events, server.cuts = log_of(5), [Cut(2, None)]
+    refusals = iter(range(8))  # more than gRPC tries again by itself
+    server.refuse = lambda method: (
+        (grpc.StatusCode.UNAVAILABLE, "The database is away.")
+        if method.endswith("/get") and next(refusals, None) is not None
+        else None
+    )
+
+    assert [e.seq async for e in client.watch(execution_id)] == [1, 2, 3, 4, 5]
+
+
 async def test_an_unknown_execution_is_not_found(client: AgentRunner) -> None:
     with pytest.raises(NotFoundError):
         _ = [e async for e in client.watch("aex-" + "0" * 26)]
