@@ -163,12 +163,10 @@ class EventMasker:
         if kind == "tool_call_output":
             return self._piece(event, ("call", event.tool_call_output.tool_call_id), event.tool_call_output)
         before = self._before(kind, event)
-        ended = getattr(event, kind) if kind in ("tool_call_completed", "tool_call_failed") else None
-        key = ended.artifact_key if ended is not None else ""
+        names = _names_in(event, kind)
         self._masker.message(event)
-        if ended is not None:
-            # Made by the control plane, and of no use once it is changed.
-            ended.artifact_key = key
+        for part, name, value in names:
+            setattr(part, name, value)
         return [*before, event]
 
     def _piece(
@@ -246,6 +244,23 @@ class LiveSecrets:
         for masker in self._maskers:
             value = masker.value(value)
         return value
+
+
+_NAMES = ("message_id", "tool_call_id", "sub_agent_id", "execution_id", "artifact_key", "id")
+
+
+def _names_in(event: ExecutionEvent, kind: str | None) -> list[tuple[Message, str, str]]:
+    """What others find things by, which is of no use once it is changed.
+
+    A call that is in the log under another id would be run again by the next attempt.
+    """
+    parts: list[Message] = [event, *([getattr(event, kind)] if kind else [])]
+    return [
+        (part, name, getattr(part, name))
+        for part in parts
+        for name in _NAMES
+        if name in part.DESCRIPTOR.fields_by_name
+    ]
 
 
 def _runs_on(form: str, text: str, at: int) -> bool:

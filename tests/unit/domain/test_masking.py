@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_runner.domain.masking import MASK, EventMasker, LiveSecrets, Masker
-from agent_runner.v1.events_pb2 import ExecutionEvent
+from agent_runner.v1.events_pb2 import ExecutionEvent, SteeringJoined, ToolCallStarted
 from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import EXECUTION_FAILED
 
 SECRET = "canary-Zq8+/w'7&xÄ=42"
@@ -239,3 +239,13 @@ def test_nothing_is_copied_or_searched_without_secrets() -> None:
 
     assert EventMasker(Masker([])).mask(event)[0] is event
     assert sys.getrefcount(event) > 1
+
+
+def test_what_events_are_found_by_stays_as_it_is() -> None:
+    masker = EventMasker(Masker(["call_1", "msg-17", "aex-17"]))
+    started = ToolCallStarted(tool_call_id="call_1", name="call_1", message_id="msg-17")
+    [shown] = masker.mask(ExecutionEvent(sub_agent_id="call_1", tool_call_started=started))
+    assert (shown.sub_agent_id, shown.tool_call_started.tool_call_id) == ("call_1", "call_1")
+    assert (shown.tool_call_started.message_id, shown.tool_call_started.name) == ("msg-17", MASK)
+    [joined] = masker.mask(ExecutionEvent(steering_joined=SteeringJoined(execution_id="aex-17")))
+    assert joined.steering_joined.execution_id == "aex-17"
