@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import os
 import platform
+import time
 from collections.abc import Awaitable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import structlog
 from temporalio import activity
@@ -82,6 +83,7 @@ class Attempt:
         self._thread_id = thread_id
         self._execution_id = argument.metadata.id
         self._info = activity.info()
+        self._began = time.monotonic()
         self._masker = Masker(())
         self._secrets = contextlib.ExitStack()
 
@@ -202,7 +204,8 @@ class Attempt:
         if limit is None:
             return None
         margin = min(_MARGIN, limit / 10)
-        return (self._info.started_time + limit - margin - datetime.now(UTC)).total_seconds()
+        # By this host's own clock: Temporal's may be another one.
+        return (limit - margin).total_seconds() - (time.monotonic() - self._began)
 
     # The ways to end
 

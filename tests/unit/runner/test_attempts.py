@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from temporalio.testing import ActivityEnvironment
 from agent_runner.errors import FencedError, NotFoundError
 from agent_runner.ports.status_sinks import AttemptOf
 from agent_runner.runner.activities.graphton import ExecutionActivities
-from agent_runner.runner.attempts import Parts
+from agent_runner.runner.attempts import Attempt, Parts
 from agent_runner.runner.failures import MOST_UNCOUNTED
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
 
@@ -45,3 +46,18 @@ async def test_what_nobody_counts_is_tried_again_later_each_time_and_not_for_eve
 
 async def test_an_execution_that_is_gone_is_not_tried_again() -> None:
     assert (await failure_of(NotFoundError("execution", "aex-1"), 1)).non_retryable
+
+
+async def test_the_time_of_an_attempt_does_not_depend_on_the_clock_of_temporal() -> None:
+    environment, unused = ActivityEnvironment(), Any
+    environment.info = dataclasses.replace(
+        environment.info,
+        started_time=datetime.now(UTC) - timedelta(hours=2),
+        start_to_close_timeout=timedelta(hours=1),
+    )
+
+    async def time_left() -> float | None:
+        return Attempt(unused, AgentExecution(), "thread-1")._time_left()  # type: ignore[arg-type]
+
+    left = await environment.run(time_left)
+    assert left is not None and 3000 < left < 3600
