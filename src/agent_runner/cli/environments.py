@@ -24,7 +24,7 @@ def env_command() -> None:
     """Variables: which ones an agent's processes get, and where each comes from."""
 
 
-@env_command.command("explain")
+@env_command.command("explain", short_help="Show each variable and the layer that set it.")
 @click.option("--session", metavar="ID", help="A session, or latest.")
 @click.option("--execution", metavar="ID", help="An execution, or latest: its own variables count too.")
 @click.option("--agent", metavar="NAME", help="An agent with its default environments.")
@@ -120,7 +120,7 @@ def admin_command() -> None:
     """What whoever runs a server has to do now and then."""
 
 
-@admin_command.command("rotate-keys")
+@admin_command.command("rotate-keys", short_help="Encrypt every stored secret with the first key.")
 @connection_options
 def rotate_keys_command() -> int:
     """Encrypt every stored secret anew with the first key of the server's keyring.

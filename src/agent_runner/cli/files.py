@@ -32,7 +32,7 @@ def session_command() -> None:
     """Sessions: what lies in their workspaces."""
 
 
-@session_command.command("files")
+@session_command.command("files", short_help="List a directory of a session's workspace.")
 @click.argument("session", shell_complete=complete_sessions)
 @click.argument("path", default="/workspace")
 @click.option(

@@ -69,7 +69,7 @@ async def _list(
     asked = limit + 1 if limit else 0
     resources = [r async for r in client.resources.list(kind, org=org, labels=labels, limit=asked)]
     if limit and len(resources) > limit:
-        note(f"The newest {limit} are shown; --limit 0 shows all.")
+        note(f"There are more than {limit}; --limit 0 shows all.")
         resources.pop()
     return resources
 

@@ -40,7 +40,19 @@ class Request:
     cancel_on_interrupt: bool
 
 
-@click.command("run", short_help="Send a message to an agent and watch it work.")
+class _MessageCommand(click.Command):
+    """Says what is meant when the quotes were forgotten."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            if "unexpected extra argument" in error.message:
+                error.message = 'A message of several words wants quotes: agent-runner run "Write a haiku"'
+            raise
+
+
+@click.command("run", cls=_MessageCommand, short_help="Send a message to an agent and watch it work.")
 @click.argument("message", metavar="MESSAGE|-")
 @click.option(
     "-a",

@@ -237,7 +237,7 @@ def history_command(skill: str, limit: int, output: str) -> int:
     return _errors.OK
 
 
-@skill_command.command("pull")
+@skill_command.command("pull", short_help="Pull a version into a new folder.")
 @click.argument("skill", metavar="SKILL[:VERSION]")
 @click.argument("directory", type=click.Path(path_type=Path), required=False)
 @click.option(
@@ -301,7 +301,7 @@ def _unpack(file: BinaryIO, hash: str, target: Path, as_zip: bool) -> None:
         path.chmod(entry.mode)
 
 
-@skill_command.command("rollback")
+@skill_command.command("rollback", short_help="Make an earlier version current again.")
 @click.argument("skill")
 @click.argument("version")
 @click.option("--tag", metavar="TAG", default="", help="Tag to move to it; else the one it had.")
@@ -342,7 +342,7 @@ def delete_command(skill: str, yes: bool, force: bool) -> int:
     return _errors.OK
 
 
-@skill_command.command("lint")
+@skill_command.command("lint", short_help="Check a folder, and say what would be pushed.")
 @click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path), default=".")
 @click.option("--strict", is_flag=True, help="Exit with 1 when there is any advice.")
 @shared_options

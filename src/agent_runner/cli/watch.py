@@ -74,7 +74,7 @@ def cancel_command(execution: str, reason: str, force: bool) -> int:
     return online(work)
 
 
-@click.command("pause")
+@click.command("pause", short_help="Ask an execution to stop until it is resumed.")
 @click.argument("execution", metavar="EXECUTION", shell_complete=complete_executions)
 @click.option("--reason", metavar="TEXT", default="", help="Shown to those who watch.")
 @connection_options

@@ -213,6 +213,22 @@ def test_a_group_without_a_command_shows_its_help_and_no_error(
     assert "USAGE" not in shown.err
 
 
+@pytest.mark.parametrize("group", [(), ("skill",), ("session",), ("env",), ("model",), ("admin",)])
+def test_what_a_command_does_is_told_whole_in_the_list_of_commands(
+    offline: Command, group: tuple[str, ...]
+) -> None:
+    cut = [line for line in offline(*group, "--help").out.splitlines()[1:] if line.endswith("...")]
+
+    assert not cut
+
+
+def test_a_message_without_quotes_is_told_to_want_them(offline: Command) -> None:
+    told = offline("run", "Write", "a", "haiku")
+
+    assert told.code == 2
+    assert 'wants quotes: agent-runner run "Write a haiku"' in told.err
+
+
 def test_without_a_server_the_next_command_is_told(offline: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AGENT_RUNNER_ADDRESS", "127.0.0.1:1")
 
