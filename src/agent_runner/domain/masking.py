@@ -18,7 +18,6 @@ from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Value
 
 from agent_runner.domain.encodings import SHORTEST, forms
-from agent_runner.domain.status import is_terminal
 from agent_runner.v1.events_pb2 import ExecutionEvent, MessageDelta, ToolCallOutput
 
 MASK = "********"
@@ -169,6 +168,10 @@ class EventMasker:
             setattr(part, name, value)
         return [*before, event]
 
+    def end(self) -> list[ExecutionEvent]:
+        """What is held back of texts that have not ended and will not."""
+        return [rest for key in list(self._streams) for rest in self._rest(key, "")]
+
     def _piece(
         self, event: ExecutionEvent, key: tuple[str, str], piece: MessageDelta | ToolCallOutput
     ) -> list[ExecutionEvent]:
@@ -181,8 +184,6 @@ class EventMasker:
             return self._rest(("message", getattr(event, kind).message_id), event.time)
         if kind in ("tool_call_completed", "tool_call_failed"):
             return self._rest(("call", getattr(event, kind).tool_call_id), event.time)
-        if kind == "phase_changed" and is_terminal(event.phase_changed.phase):
-            return [rest for key in list(self._streams) for rest in self._rest(key, event.time)]
         return []
 
     def _rest(self, key: tuple[str, str], time: str) -> list[ExecutionEvent]:

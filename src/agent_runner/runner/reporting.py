@@ -19,6 +19,11 @@ class MaskedReport:
         for shown in self._masker.mask(event):
             self._sink.emit(shown)
 
+    def end(self) -> None:
+        """Nothing more is said: let out what was held back of a text that broke off."""
+        for rest in self._masker.end():
+            self._sink.emit(rest)
+
     def recorded(self, tool_call_id: str) -> RecordedCall | None:
         return self._sink.recorded(tool_call_id)
 

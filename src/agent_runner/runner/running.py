@@ -149,8 +149,11 @@ class TurnRun:
             _drained_after(activity.wait_for_worker_shutdown, session, "The worker stops"),
             _drained_after(self._sink.wait_pause, session, "Somebody asked to pause"),
         ):
-            async for event in session.run(self._turn):
-                report.emit(event)
+            try:
+                async for event in session.run(self._turn):
+                    report.emit(event)
+            finally:
+                report.end()
 
     def _show_message(self) -> None:
         """What the user said, for those who watch before the agent is there."""

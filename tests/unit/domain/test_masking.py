@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from agent_runner.domain.masking import MASK, EventMasker, LiveSecrets, Masker
 from agent_runner.v1.events_pb2 import ExecutionEvent, SteeringJoined, ToolCallStarted
-from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import EXECUTION_FAILED
 
 SECRET = "canary-Zq8+/w'7&xÄ=42"
 RAW = SECRET.encode()
@@ -162,17 +161,20 @@ def test_messages_side_by_side_do_not_mix() -> None:
     ]
 
 
-def test_output_held_back_comes_before_the_end_of_its_call_and_of_the_execution() -> None:
+def test_what_is_held_back_comes_before_the_end_of_its_call_or_when_all_breaks_off() -> None:
     masker = EventMasker(Masker(["topsecret"]))
     output, end = ExecutionEvent(sub_agent_id="s"), ExecutionEvent()
     output.tool_call_output.tool_call_id, output.tool_call_output.text = "c", "top"
-    end.phase_changed.phase = EXECUTION_FAILED
-    end.phase_changed.error = "It said topsecret."
+    end.tool_call_failed.tool_call_id, end.tool_call_failed.error = "c", "It said topsecret."
 
     assert masker.mask(output) == []
     rest, ended = masker.mask(end)
     assert (rest.tool_call_output.text, rest.sub_agent_id) == ("top", "s")
-    assert ended.phase_changed.error == f"It said {MASK}."
+    assert ended.tool_call_failed.error == f"It said {MASK}."
+
+    assert masker.mask(message("m", "tops")) == []
+    assert [event.message_delta.text for event in masker.end()] == ["tops"]
+    assert masker.end() == []
 
 
 def test_arguments_of_a_tool_are_masked_in_depth() -> None:

@@ -11,8 +11,9 @@ from agent_runner.errors import NotFoundError, UnauthenticatedError
 from agent_runner.ports.agents import Turn
 from agent_runner.ports.environments import ResolvedEnvironment
 from agent_runner.ports.status_sinks import Grant
+from agent_runner.runner.reporting import MaskedReport
 from agent_runner.runner.running import Parts, TurnRun
-from agent_runner.v1.events_pb2 import ExecutionEvent
+from agent_runner.v1.events_pb2 import ExecutionEvent, MessageDelta
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
 from ai.stigmer.agentic.agentexecution.v1.spec_pb2 import AgentExecutionSpec
 
@@ -58,3 +59,12 @@ async def test_a_message_is_shown_without_its_secrets_or_not_at_all(known: bool,
         await run.run()
     assert [e.message_started.content for e in sink.events if e.HasField("message_started")] == shown
     assert [masker.text(SECRET) for masker in learned] == [MASK] * len(shown)
+
+
+async def test_a_turn_that_breaks_off_keeps_what_might_have_become_a_secret() -> None:
+    sink = Sink()
+    report = MaskedReport(sink, Masker([SECRET]))  # type: ignore[arg-type]
+    for text in ("half of s3", "cret"):
+        report.emit(ExecutionEvent(message_delta=MessageDelta(message_id="m", text=text)))
+    report.end()
+    assert "".join(event.message_delta.text for event in sink.events) == "half of s3cret"

@@ -72,7 +72,10 @@ class PipedProcess:
         return await self._process.wait()
 
     def kill(self) -> None:
-        """End it and all it has started, at once."""
+        """End it and all it has started, at once.
+
+        What has left the group goes too: it is in a process namespace that ends with its first process.
+        """
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
