@@ -47,9 +47,10 @@ class _MessageCommand(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
-            if "unexpected extra argument" in error.message:
-                error.message = 'A message of several words wants quotes: agent-runner run "Write a haiku"'
-            raise
+            if "unexpected extra argument" not in error.message:
+                raise
+            example = f'{ctx.command_path} "Write a haiku"'
+            raise click.UsageError(f"A message of several words wants quotes: {example}", ctx) from error
 
 
 @click.command("run", cls=_MessageCommand, short_help="Send a message to an agent and watch it work.")
