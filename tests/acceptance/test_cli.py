@@ -566,6 +566,17 @@ def test_five_megabytes_of_message_get_a_plain_answer(up: Home) -> None:
     assert up.ok("run", "after it", "--model", "script:echo") == "You said: after it\n"
 
 
+@pytest.mark.parametrize(
+    "locale",
+    [{"PYTHONIOENCODING": "latin-1"}, {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}],
+)
+def test_answers_and_data_are_utf_8_in_every_locale(up: Home, locale: dict[str, str]) -> None:
+    model = up.script("turns: [{steps: ['Grüße … 你好 🎉']}]")
+
+    assert up.ok("run", "hello", "--model", model, **locale) == "Grüße … 你好 🎉\n"
+    assert "Grüße … 你好 🎉" in up.ok("get", "execution", "latest", "-o", "json", **locale)
+
+
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
 def test_a_stream_the_shell_has_closed_is_no_error(up: Home, closed: str) -> None:
     program = f"exec {shlex.quote(sys.executable)} -m agent_runner run hello --model script:echo {closed}"

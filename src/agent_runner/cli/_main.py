@@ -7,6 +7,7 @@ import importlib
 import os
 import signal
 import sys
+from io import TextIOWrapper
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
@@ -101,6 +102,7 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and end the process with its exit code."""
     _open_closed_streams()
+    _write_utf8()
     code = run(arguments)
     code = _flush(code)
     if "temporalio" in sys.modules:
@@ -114,6 +116,13 @@ def _open_closed_streams() -> None:
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("r" if name == "stdin" else "w"))  # noqa: SIM115 (for good)
+
+
+def _write_utf8() -> None:
+    """Answers and data are UTF-8 in every locale; what is no text at all is shown as `\\udcff`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def run(arguments: list[str] | None) -> int:
