@@ -227,7 +227,7 @@ def _chaos(folder: Path, *arguments: str) -> str:
         out, _ = child.communicate(timeout=WITHIN)
     except subprocess.TimeoutExpired:
         child.send_signal(signal.SIGTERM)  # ends what it has started
-        out, _ = child.communicate(timeout=30)
+        out, _ = child.communicate(timeout=120)
         raise AssertionError(f"not over within {WITHIN:.0f} s:\n{out}") from None
     assert child.returncode == 0, out
     return out

@@ -65,10 +65,10 @@ def daytona(root: Path) -> Iterator[Kind]:
     thread = threading.Thread(target=loop.run_forever, name="daytona")
     thread.start()
     try:
-        asyncio.run_coroutine_threadsafe(server.__aenter__(), loop).result(30)
+        asyncio.run_coroutine_threadsafe(server.__aenter__(), loop).result(300)
         yield Kind({"DAYTONA_API_KEY": KEY, "DAYTONA_API_URL": server.api_url}, lambda _: server.count)
     finally:
-        asyncio.run_coroutine_threadsafe(server.__aexit__(), loop).result(30)
+        asyncio.run_coroutine_threadsafe(server.__aexit__(), loop).result(300)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()

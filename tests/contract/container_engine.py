@@ -65,12 +65,12 @@ DOCKER_OPTIONS = (
 
 class UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: Path) -> None:
-        super().__init__("engine", timeout=60)
+        super().__init__("engine", timeout=300)
         self._path = path
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(60)
+        self.sock.settimeout(300)
         self.sock.connect(str(self._path))
 
 
@@ -94,7 +94,7 @@ def engine_url() -> str:
     log.close()
     atexit.register(_stop, engine, directory)
     path = directory / "socket"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not _answers(path):
         if engine.poll() is not None or time.monotonic() > deadline:
             pytest.skip(f"{program} does not start here: {(directory / 'log').read_text()[-500:]}")

@@ -50,14 +50,14 @@ def serving(command: list[str], ready: str) -> Iterator[str]:
         yield ready.format(port=port)
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(300)
 
 
 def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            socket.create_connection(("127.0.0.1", port), timeout=10).close()
         except OSError:
             time.sleep(0.05)
         else:

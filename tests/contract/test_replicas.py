@@ -202,7 +202,7 @@ class RestartableRedis:
     def kill(self) -> None:
         if self._process is not None:
             self._process.send_signal(signal.SIGKILL)
-            self._process.wait(30)
+            self._process.wait(300)
             self._process = None
 
 

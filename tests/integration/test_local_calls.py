@@ -114,7 +114,7 @@ async def test_streams_take_the_address(served: Served) -> None:
         WATCH,
         WatchExecutionRequest(execution_id="aex-01"),
         WatchExecutionResponse,
-        silence=timedelta(seconds=5),
+        silence=timedelta(minutes=2),
     )
     with pytest.raises(Exception, match="aex-01"):
         async for _ in watching:

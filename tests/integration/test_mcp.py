@@ -330,18 +330,18 @@ def http_server(transport: str) -> Iterator[str]:
         running.startup = tell  # type: ignore[method-assign]
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
         thread.start()
-        assert started.wait(30)
+        assert started.wait(300)
         try:
             yield f"http://127.0.0.1:{listening.getsockname()[1]}/{transport}"
         finally:
             running.should_exit = True
-            thread.join(30)
+            thread.join(300)
 
 
 @pytest.mark.parametrize("transport", ["mcp", "sse"])
 async def test_servers_over_http_get_headers_and_query(sandbox: Sandbox, transport: str) -> None:
     with http_server(transport) as url:
-        plan = McpServerPlan("web", Endpoint(f"{url}?team=a", {"X-Key": "k"}), timeout=timedelta(seconds=30))
+        plan = McpServerPlan("web", Endpoint(f"{url}?team=a", {"X-Key": "k"}), timeout=timedelta(minutes=5))
         async with opened([plan], sandbox) as tools:
             assert not tools.warnings
             assert text(await call(tools, "add", a=1, b=2)) == "3"

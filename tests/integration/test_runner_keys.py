@@ -89,7 +89,7 @@ async def code_of(channel: grpc.aio.Channel, method: Any, path: str, key: str) -
     )
     request = GetMessageClass(method.input_type)()
     given = iter([request]) if method.client_streaming else request
-    running = call(given, metadata=[("authorization", f"Bearer {key}")], timeout=20)
+    running = call(given, metadata=[("authorization", f"Bearer {key}")], timeout=120)
     code: grpc.StatusCode = await running.code()
     return code
 

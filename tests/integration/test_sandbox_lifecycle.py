@@ -52,7 +52,7 @@ class TestCap:
             asyncio.ensure_future(hold(sandbox, event))
             for sandbox, event in zip(sandboxes, begun, strict=True)
         ]
-        await asyncio.gather(*(asyncio.wait_for(event.wait(), 10) for event in begun))
+        await asyncio.gather(*(asyncio.wait_for(event.wait(), 120) for event in begun))
         told = asyncio.Event()
         sentences: list[str] = []
 

@@ -58,14 +58,14 @@ os.environ.pop("no_proxy")  # the server of this test is on the worker's loopbac
 os.environ.pop("NO_PROXY")
 opener = urllib.request.build_opener(urllib.request.ProxyHandler({{"http": "http://127.0.0.1:3128"}}))
 try:
-    print(opener.open("{url}", timeout=10).read().decode())
+    print(opener.open("{url}", timeout=100).read().decode())
 except Exception as error:
     print("FAILED", error)
 """
 
 CONNECT = """
 import socket
-s = socket.create_connection(("127.0.0.1", 3128), timeout=10)
+s = socket.create_connection(("127.0.0.1", 3128), timeout=100)
 s.sendall(b"CONNECT {target} HTTP/1.1\\r\\n\\r\\n")
 print(s.recv(4096).decode())
 s.sendall(b"GET / HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
@@ -124,7 +124,7 @@ async def test_a_listed_name_that_leads_to_a_private_address_is_refused(
 
 async def test_there_is_no_way_around_the_proxy(sandbox: Sandbox, other: tuple[int, asyncio.Event]) -> None:
     port, reached = other
-    code = f"import socket; socket.create_connection(('127.0.0.1', {port}), timeout=5)"
+    code = f"import socket; socket.create_connection(('127.0.0.1', {port}), timeout=100)"
     assert "refused" in await run(sandbox, code)
     assert "Read-only" in (await sandbox.exec("echo x > /run/ar/forward.py")).stderr.decode()
     assert not reached.is_set()
@@ -135,7 +135,7 @@ async def test_nonsense_does_no_harm(sandbox: Sandbox, web: int) -> None:
 import os, socket
 for data in (b"\\0" * 100000, b"GET", b"CONNECT :: x", b"CONNECT [::1]:99999 x", b"a b c", b"GET http:// x"):
     data += b"\\r\\n\\r\\n"
-    s = socket.create_connection(("127.0.0.1", 3128), timeout=10)
+    s = socket.create_connection(("127.0.0.1", 3128), timeout=100)
     try:
         s.sendall(data); s.shutdown(socket.SHUT_WR); s.recv(100)
     except OSError:

@@ -133,7 +133,7 @@ def test_what_is_generated_from_the_protos_is_not_stale(tool: str) -> None:
         [sys.executable, str(ROOT / "tools" / tool), "--check"],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"},
     )
     assert done.returncode == 0, done.stderr

@@ -63,7 +63,7 @@ def loaded(service: str, home: Path) -> Collection[str]:
             if READY[service] in line:
                 break
         process.terminate()
-        modules, rest = process.communicate(timeout=60)
+        modules, rest = process.communicate(timeout=300)
     assert modules, said + rest
     return set(json.loads(modules))
 

@@ -34,7 +34,7 @@ def running(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
     def do(work: Any) -> Any:
         future: Future[Any] = asyncio.run_coroutine_threadsafe(work, loop)
-        return future.result(20)
+        return future.result(120)
 
     async def serve() -> tuple[ControlPlane, str]:
         services = World().process()
@@ -63,7 +63,7 @@ def running(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     yield execution_id
     do(server.stop(0))
     loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
+    thread.join(120)
     loop.close()
     structlog.reset_defaults()
 

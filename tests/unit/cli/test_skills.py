@@ -59,7 +59,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     thread.start()
     yield loop
     loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
+    thread.join(120)
     loop.close()
 
 
@@ -71,10 +71,10 @@ def skills(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Command]:
     server = ControlPlane(services, address="127.0.0.1:0", api_key=None, version="0")
-    port = asyncio.run_coroutine_threadsafe(server.start(), loop).result(10)
+    port = asyncio.run_coroutine_threadsafe(server.start(), loop).result(120)
     monkeypatch.setenv("AGENT_RUNNER_ADDRESS", f"127.0.0.1:{port}")
     yield lambda *arguments: offline("skill", *arguments)
-    asyncio.run_coroutine_threadsafe(server.stop(0), loop).result(10)
+    asyncio.run_coroutine_threadsafe(server.stop(0), loop).result(120)
 
 
 def make_skill(folder: Path, version: object = 1, name: str = "pdf-tools") -> Path:
@@ -158,7 +158,7 @@ def test_a_skill_in_use_is_deleted_by_force_alone(
     user = an_agent()
     user.metadata.org = "local"
     user.spec.skill_refs.add(slug="pdf-tools")
-    asyncio.run_coroutine_threadsafe(services.agents.create(user), loop).result(10)
+    asyncio.run_coroutine_threadsafe(services.agents.create(user), loop).result(120)
 
     assert "Give --yes" in skills("delete", "pdf-tools").err
     refused = skills("delete", "pdf-tools", "--yes")

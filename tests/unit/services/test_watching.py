@@ -109,13 +109,14 @@ async def test_silence_is_filled_with_heartbeats(services: Services, runner: Run
 
 async def test_appends_of_another_process_arrive(world: World, runner: Runner) -> None:
     other = world.process(replicas=True)
-    task = asyncio.create_task(events_of(other.watches.watch(runner.execution_id)))
+    never = timedelta(hours=1)
+    task = asyncio.create_task(events_of(other.watches.watch(runner.execution_id, heartbeat=never)))
     await until(lambda: other.watches.watchers == 1)
     await runner.send(IN_PROGRESS, says("m"))
     await asyncio.sleep(0)
     await runner.send(goes_on("m", "a"), COMPLETED)
 
-    assert [event.seq for event in await asyncio.wait_for(task, 5)] == [1, 2, 3, 4, 5, 6]
+    assert [event.seq for event in await asyncio.wait_for(task, 120)] == [1, 2, 3, 4, 5, 6]
 
 
 async def test_a_lost_announcement_costs_time_and_no_event(world: World, runner: Runner) -> None:
@@ -129,7 +130,7 @@ async def test_a_lost_announcement_costs_time_and_no_event(world: World, runner:
     world.announcer.publish = lost  # type: ignore[method-assign]
     await runner.send(IN_PROGRESS, COMPLETED)
 
-    assert [event.seq for event in await asyncio.wait_for(task, 5)] == [1, 2, 3, 4]
+    assert [event.seq for event in await asyncio.wait_for(task, 120)] == [1, 2, 3, 4]
 
 
 async def test_reads_in_another_process_are_as_new_as_the_log(world: World, runner: Runner) -> None:

@@ -103,7 +103,7 @@ for path in paths:
 print(json.dumps(grown))
 """
     done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=100
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     grown = json.loads(done.stdout)

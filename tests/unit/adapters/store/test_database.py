@@ -52,7 +52,7 @@ class Gate:
 
     def __call__(self, connection: apsw.Connection) -> None:
         self._loop.call_soon_threadsafe(self.reached.set)
-        assert self.opened.wait(30)
+        assert self.opened.wait(300)
 
 
 async def behind_a_gate(database: SqliteDatabase, jobs: list[Callable[[apsw.Connection], Any]]) -> list[Any]:
