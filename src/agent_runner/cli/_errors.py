@@ -118,6 +118,8 @@ def _told(error: BaseException) -> tuple[_Told, int]:
         return _Told(str(error), error.code, error.lines, error.hint), error.exit_code
     if isinstance(error, AgentRunnerError):
         return _told_of_ours(error)
+    if isinstance(error, UnicodeEncodeError):
+        return _Told("An argument is no text in UTF-8.", "USAGE"), USAGE  # which one may be a secret
     if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename else ""
         return _Told(f"{name}{error.strerror or error}", "IO"), FAILED

@@ -256,7 +256,16 @@ def _read_message(message: str) -> str:
         message = sys.stdin.buffer.read().decode("utf-8", "replace")
     if not message.strip():
         raise click.UsageError("The message is empty.")
-    return message
+    return _as_utf8(message)
+
+
+def _as_utf8(argument: str) -> str:
+    """What Python could not read in the encoding of the locale, read as stdin is."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(argument).decode("utf-8", "replace")
+    return argument
 
 
 def parse_variables(variables: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:

@@ -106,6 +106,23 @@ def test_what_a_busy_session_does_with_a_message_is_told(
     assert says in command("run", "hello", "--if-busy", if_busy).err
 
 
+@pytest.mark.parametrize(("raw", "sent"), [(b"Gr\xc3\xbc\xc3\x9fe", "Grüße"), (b"a\xffb", "a\ufffdb")])
+def test_a_message_of_another_encoding_is_read_as_utf_8(
+    command: Command, finished: SmallServer, raw: bytes, sent: str
+) -> None:
+    assert command("run", raw.decode("ascii", "surrogateescape")).code == 0
+
+    assert [e.spec.message for e in finished.stored["AgentExecution"].values()] == [sent]  # type: ignore[attr-defined]
+
+
+def test_a_name_that_is_no_text_is_wrong_usage(command: Command) -> None:
+    for words in (("get", "agent", "a\udcffb"), ("run", "hello", "-e", "secret:A=open\udcffsesame")):
+        told = command(*words)
+
+        assert (told.code, told.err.splitlines()[0]) == (2, "Error: An argument is no text in UTF-8. (USAGE)")
+        assert "sesame" not in told.err
+
+
 def test_a_message_that_joined_another_names_where_the_answer_comes(
     command: Command, finished: SmallServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
