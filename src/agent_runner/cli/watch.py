@@ -62,13 +62,18 @@ def cancel_command(execution: str, reason: str, force: bool) -> int:
     """Ask an execution to stop. What it did until then is kept."""
 
     async def work(client: AgentRunner) -> int:
+        from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import EXECUTION_CANCELLED
+
         id = await execution_id(client, execution)
         if force:
             await client.terminate(id, reason)
             note(f"Ended {id}.")
             return _errors.OK
-        await client.cancel(id, reason)
-        note(f"Asked {id} to stop. Watch it with: agent-runner watch {id}")
+        asked = await client.cancel(id, reason)
+        if asked.status.phase == EXECUTION_CANCELLED:  # it was not running
+            note(f"Cancelled {id}.")
+        else:
+            note(f"Asked {id} to stop. Watch it with: agent-runner watch {id}")
         return _errors.OK
 
     return online(work)

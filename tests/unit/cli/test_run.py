@@ -14,6 +14,7 @@ from ai.stigmer.agentic.agentexecution.v1.enum_pb2 import (
     EXECUTION_CANCELLED,
     EXECUTION_COMPLETED,
     EXECUTION_FAILED,
+    EXECUTION_IN_PROGRESS,
     MESSAGE_AI,
     TODO_COMPLETED,
 )
@@ -308,3 +309,17 @@ def test_a_script_is_named_by_its_whole_path(tmp_path) -> None:  # type: ignore[
 def test_an_interrupted_log_goes_on_without_repeating(command: Command, server: SmallServer) -> None:
     server.events = log_of(3)
     assert command("run", "hello", "-o", "jsonl").out.count("\n") == 3
+
+
+@pytest.mark.parametrize(
+    ("phase", "says"),
+    [(EXECUTION_CANCELLED, "Cancelled aex-"), (EXECUTION_IN_PROGRESS, "to stop. Watch it with")],
+)
+def test_a_cancel_says_whether_it_is_over_already(
+    command: Command, finished: SmallServer, phase: int, says: str
+) -> None:
+    command("run", "hello")
+    (execution,) = finished.stored["AgentExecution"].values()
+    execution.status.phase = phase  # type: ignore[attr-defined]
+
+    assert says in command("cancel", execution.metadata.id).err  # type: ignore[attr-defined]
