@@ -7,7 +7,7 @@ import hashlib
 import json
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -27,12 +27,14 @@ from unit.services.fakes.resources import (
 )
 from unit.services.fakes.runners import Runner
 
+from agent_runner.client import AgentRunner
 from agent_runner.console.application import TextStream
 from agent_runner.console.events import EventStream
 from agent_runner.console.server import Console
 from agent_runner.controlplane.server import ControlPlane
 from agent_runner.errors import SettingsError, UnavailableError
 from agent_runner.services.container import Services
+from agent_runner.services.watching import Batch
 from agent_runner.v1.events_pb2 import ExecutionEvent
 from agent_runner.v1.runner_service_pb2 import UploadToolResultHeader
 from ai.stigmer.agentic.agentexecution.v1.api_pb2 import AgentExecution
@@ -395,3 +397,34 @@ async def test_what_a_tool_gave_is_text_for_nobody_to_run(
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["content-security-policy"].startswith("sandbox")
     assert [other.status_code for other in others] == [409, 404, 404]
+
+
+async def test_what_is_on_its_way_to_a_slow_watcher_has_a_bound_however_fast_the_network_is(
+    services: Services, running: AgentExecution
+) -> None:
+    runner = Runner(services, running.metadata.id)
+    await runner.start()
+    for number in range(150):
+        await runner.send(calls(f"c{number}"), called(f"c{number}", "x" * 200_000))
+    handed_out: list[int] = []
+    server = ControlPlane(services, address="127.0.0.1:0", api_key=None, version="test")
+    watch = services.watches.watch
+
+    async def counting(execution_id: str, after_seq: int = 0) -> AsyncGenerator[Batch, None]:
+        async with aclosing(watch(execution_id, after_seq)) as batches:
+            async for batch in batches:
+                handed_out.append(len(batch.payload))
+                yield batch
+
+    services.watches.watch = counting  # type: ignore[method-assign,assignment]
+    async with AgentRunner(f"127.0.0.1:{await server.start()}") as client:
+        await client.executions.get(running.metadata.id)  # so gRPC knows how fast it is
+        events = client.watch(running.metadata.id)
+        await anext(events)
+        settled = -1
+        while settled != len(handed_out):  # until no more is taken on the way
+            settled = len(handed_out)
+            await asyncio.sleep(0.5)
+        assert sum(handed_out) < 8 << 20  # of 30 MiB
+        await events.aclose()  # type: ignore[attr-defined]
+    await server.stop(0)

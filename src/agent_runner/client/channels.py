@@ -22,6 +22,7 @@ DEFAULT_ADDRESS = "127.0.0.1:7234"
 DEFAULT_PORT = 7234
 UNARY_DEADLINE = timedelta(seconds=30)
 MAX_MESSAGE_BYTES = 64 << 20
+_LOOKAHEAD_BYTES = 1 << 20
 
 _READ_SERVICES = (
     "ai.stigmer.agentic.agent.v1.AgentQueryController",
@@ -62,6 +63,10 @@ _OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 1_000),
+    # What is on its way to somebody who reads slowly has a bound. Left to itself, gRPC takes tens of MiB a
+    # stream after it has measured a fast network.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", _LOOKAHEAD_BYTES),
     ("grpc.enable_retries", 1),
     ("grpc.service_config", _SERVICE_CONFIG),
 )
