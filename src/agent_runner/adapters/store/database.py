@@ -383,6 +383,7 @@ def _migrate(connection: apsw.Connection, migrations: Sequence[str], path: Path)
         connection.pragma("user_version", len(migrations))
         connection.execute("COMMIT")
     except BaseException:
-        connection.execute("ROLLBACK")
+        if connection.in_transaction:  # a full disk ends it already
+            connection.execute("ROLLBACK")
         connection.close()
         raise

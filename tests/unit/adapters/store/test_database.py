@@ -139,6 +139,15 @@ async def test_other_threads_may_read_and_write_without_a_loop(database: SqliteD
     assert max(counts) == 40
 
 
+async def test_what_keeps_a_file_from_being_opened_is_told_where_its_transaction_has_gone_too(
+    tmp_path: Path,
+) -> None:
+    ends = (*TABLE, "ROLLBACK; INSERT INTO elsewhere VALUES (1)")  # as a disk that is full
+
+    with pytest.raises(SettingsError, match="no such table: elsewhere"):
+        await SqliteDatabase(tmp_path / "test.db", migrations=ends).open()
+
+
 async def test_two_processes_may_share_a_file(tmp_path: Path) -> None:
     path = tmp_path / "test.db"
     async with SqliteDatabase(path, migrations=TABLE) as one, SqliteDatabase(path, migrations=TABLE) as two:
