@@ -12,9 +12,9 @@ import grpc
 import grpc.aio
 
 from agent_runner.client.channels import Channel
-from agent_runner.client.errors import DeadlineError, ServerUnreachableError, from_rpc
+from agent_runner.client.errors import DeadlineError, ServerUnreachableError, code_of, from_rpc
 from agent_runner.client.kinds import API_VERSION, canonical_id
-from agent_runner.errors import UnavailableError
+from agent_runner.errors import AgentRunnerError
 from agent_runner.v1.events_pb2 import ExecutionEvent
 from agent_runner.v1.execution_service_pb2 import (
     CancelExecutionRequest,
@@ -272,7 +272,10 @@ class _Watcher:
         """Whether a stream that ended by itself had nothing left to send."""
         try:
             status = (await self._executions.get(self._id)).status
-        except UnavailableError:
+        except AgentRunnerError as error:
+            # As on the stream: a server that goes ends this call in the ways a broken connection does.
+            if not self._passes(grpc.StatusCode[code_of(error)]):
+                raise
             return False
         return status.phase in TERMINAL_PHASES and status.run.last_seq <= self._last
 

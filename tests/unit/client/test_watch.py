@@ -114,6 +114,37 @@ async def test_a_watch_goes_on_when_who_ended_it_is_not_ready_to_say_why(
     assert [e.seq async for e in client.watch(execution_id)] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+    ],
+)
+async def test_a_server_that_goes_while_it_is_asked_for_the_end_is_watched_on(
+    server: SmallServer, client: AgentRunner, code: grpc.StatusCode
+) -> None:
+    server.events = log_of(6)[:3]
+    execution_id = await start(client)
+    server.stored["AgentExecution"][execution_id].status.phase = 2  # type: ignore[attr-defined]
+    refusals = [(code, "Cancelling all calls")] * 2  # one is tried again by itself
+
+    def refuse(method: str) -> tuple[grpc.StatusCode, str] | None:
+        if not method.endswith("/get"):
+            return None
+        if refusals:
+            return refusals.pop()
+        server.events = log_of(6)
+        return None
+
+    server.refuse = refuse
+
+    assert [e.seq async for e in client.watch(execution_id)] == [1, 2, 3, 4, 5, 6]
+    assert refusals == []
+
+
 async def test_an_unknown_execution_is_not_found(client: AgentRunner) -> None:
     with pytest.raises(NotFoundError):
         _ = [e async for e in client.watch("aex-" + "0" * 26)]
