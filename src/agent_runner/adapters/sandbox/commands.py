@@ -33,9 +33,10 @@ the end is marked in both streams, with a token the script does not know.
 """
 
 _KILL = """\
-import os, signal, sys
+import os, signal, sys, time
 token = b"AGENT_RUNNER_COMMAND=" + sys.argv[1].encode()
-for _ in range(50):
+until, quickly = time.monotonic() + 5, 50
+while quickly > 0 or time.monotonic() < until:
     found = False
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) == os.getpid():
@@ -52,10 +53,15 @@ for _ in range(50):
     if not found:
         print("ended")
         break
+    quickly -= 1
+    if quickly < 0:
+        time.sleep(0.01)
 """
 """No API of an engine ends a command with all it began, so this does, inside: it kills all processes with
 the command's mark among their variables, which children inherit, however they detach themselves. It says
-so at the end, as it cannot even begin where the sandbox may have no further process."""
+so at the end, as it cannot even begin where the sandbox may have no further process. At first it is quick,
+to be ahead of what forks; then it waits some seconds for what was killed, which takes a while to be gone on a
+busy machine."""
 
 KILLED = b"ended"
 
