@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Generator, Iterator
 
 import pytest
-from contract.servers import mongo_server, redis_server
+from contract.servers import collect_sockets, mongo_server, redis_server
+
+_OF_MONGO = ("mongo", "test_replicas")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    """Collects what a test with MongoDB's driver has left, once its loop is closed."""
+    yield
+    if "pymongo" in sys.modules and any(name in item.nodeid for name in _OF_MONGO):
+        collect_sockets()
 
 
 @pytest.fixture(scope="session")

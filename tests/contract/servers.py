@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import importlib.util
 import os
@@ -103,16 +102,14 @@ async def mongo_database(url: str) -> AsyncIterator[Any]:
 
     async with MongoDatabase(url) as database:
         yield database
-    await collect_sockets()
 
 
-async def collect_sockets() -> None:
+def collect_sockets() -> None:
     """Collect what MongoDB's driver leaves behind, or a later test would be blamed for it.
 
-    Its monitor, cancelled while it connects, leaves its socket to the garbage collector.
+    Its monitor, cancelled while it connects, leaves its socket to the garbage collector. To be called when
+    the loop is closed, before which nobody knows whether the cancelled task has let go.
     """
-    for _ in range(20):  # until the cancelled tasks have let go
-        await asyncio.sleep(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()

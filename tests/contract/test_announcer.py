@@ -105,4 +105,5 @@ async def test_publishing_goes_on_after_a_subscriber_left(announcer: Announcer) 
 
     async with announcer.subscribe("a") as messages:
         await announcer.publish("a", b"3")
-        assert await take_until(messages, b"3") in ([b"3"], [b"2", b"3"])
+        # Those published a moment before may come too.
+        assert await take_until(messages, b"3") in ([b"3"], [b"2", b"3"], [b"1", b"2", b"3"])

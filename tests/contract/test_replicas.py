@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from contract.servers import collect_sockets, mongo_database, redis_program, wait_for_port, wanted
+from contract.servers import mongo_database, redis_program, wait_for_port, wanted
 
 from agent_runner.errors import ConflictError, SettingsError, UnavailableError
 from agent_runner.ports.stores import LogHead, ResourceKey, StoredResource
@@ -120,8 +120,6 @@ async def test_a_cluster_that_is_away_is_said() -> None:
     with pytest.raises(UnavailableError, match="MongoDB cannot be used") as caught:
         await database.open()
     assert NOBODY in str(caught.value) and "Topology" not in str(caught.value)
-    del database
-    await collect_sockets()
 
 
 def test_a_wrong_address_is_a_wrong_setting() -> None:
